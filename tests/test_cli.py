@@ -1,0 +1,154 @@
+"The commands, as typed."
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import spfpn
+from spfpn.cli import app, export_onnx
+from spfpn.model import SPFPN, load, save
+
+
+def call(*arguments):
+    "The result of `spfpn ARGUMENTS`."
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def photo(tmp_path):
+    "A photograph of odd size: a bright square on a dark ground."
+    path = tmp_path/"photo.png"
+    image = Image.new("L", (101, 67), 20)
+    image.paste(220, (30, 20, 70, 50))
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def student(tmp_path):
+    torch.manual_seed(0)
+    return save(SPFPN(pretrained=False), tmp_path/"student.safetensors")
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = "import sys; from spfpn.cli import app; sys.exit(bool({'torch', 'pandas', 'plotly', 'papermill'} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    result = call("--help")
+    assert result.exit_code == 0
+    for command in ("run", "label", "train", "evaluate", "detect", "export", "explore"): assert command in result.output
+
+
+def test_version(): assert call("--version").output.strip() == spfpn.__version__
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("run", "--profile", "nosuch"), "nosuch"),
+    (("run", "-p", "heigth=3"), "heigth"),
+    (("run", "-p", "batch=many"), "batch='many'"),
+    (("run", "-p", "batch"), "key=value"),
+    (("run", "--out", "../up"), "../up"),
+    (("evaluate", "repeatability", "--detector", "harrris"), "harrris"),
+    (("evaluate", "repeatability", "--detector", "harris", "--protocol", "H1"), "R1, R2"),
+    (("evaluate", "repeatability", "--detector", "harris", "--sequences", "/no/such/folder"), "/no/such/folder"),
+    (("export", "nosuch.safetensors"), "nosuch.safetensors"),
+])
+def test_errors_are_one_message(arguments, message):
+    result = call(*arguments)
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+    assert message in result.output and "Traceback" not in result.output
+
+
+def test_debug_shows_the_way(monkeypatch):
+    monkeypatch.setenv("SPFPN_DEBUG", "1")
+    assert isinstance(call("run", "-p", "heigth=3").exception, ValueError)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("spfpn.cli._settings", lambda *_: 1 / 0)
+    assert isinstance(call("run").exception, ZeroDivisionError)
+
+
+def test_a_failing_notebook_is_exit_code_1(monkeypatch):
+    from spfpn.workbook import WorkbookError
+    def fail(*_): raise WorkbookError("02_phase1.ipynb failed in cell 4")
+    monkeypatch.setattr("spfpn.workbook.run_workbook", fail)
+    result = call("run")
+    assert result.exit_code == 1 and "failed in cell 4" in result.output
+
+
+def test_run_hands_over_settings_and_name(monkeypatch):
+    seen = []
+    monkeypatch.setattr("spfpn.workbook.run_workbook", lambda settings, name: seen.append((settings.seed, settings.teacher, name)))
+    assert call("run", "-p", "seed=4", "-p", "teacher=disk", "--out", "mine").exit_code == 0
+    assert call("run").exit_code == 0
+    assert seen[0] == (4, "disk", "mine") and seen[1][2] == "quick"
+
+
+def test_detect_writes_what_is_asked_for(photo, tmp_path):
+    result = call("detect", photo, "--checkpoint", "harris", "--json", "--csv", "--overlay", "--out", tmp_path/"found", "--max-keypoints", 7)
+    assert result.exit_code == 0, result.output
+    [image] = json.loads((tmp_path/"found"/"keypoints.json").read_text())
+    table = pd.read_csv(tmp_path/"found"/"keypoints.csv")
+    assert image["image"] == str(photo) and 4 <= len(image["keypoints"]) == len(table) <= 7
+    assert table.x.between(0, 100).all() and table.y.between(0, 66).all() and table.score.is_monotonic_decreasing
+    assert Image.open(tmp_path/"found"/"photo_keypoints.png").size == (101, 67)
+
+
+def test_detect_with_a_student_of_any_size(photo, student):
+    result = call("detect", photo, "--checkpoint", student)
+    assert result.exit_code == 0 and "keypoints" in result.output
+
+
+def test_detect_names_the_broken_file_and_reads_the_others(photo, tmp_path):
+    (tmp_path/"cut.jpg").write_bytes(b"\xff\xd8\xff")
+    result = call("detect", tmp_path/"cut.jpg", photo, "--checkpoint", "harris")
+    assert result.exit_code == 2 and "cut.jpg" in result.output and f"{photo}: " in result.output
+
+
+def test_detect_without_a_student_says_how_to_get_one(photo, tmp_path, monkeypatch):
+    monkeypatch.setattr("spfpn.settings.outputs_dir", lambda: tmp_path)
+    result = call("detect", photo)
+    assert result.exit_code == 2 and "spfpn run" in result.output
+
+
+def test_evaluate_prints_a_table_and_keeps_the_rows(tmp_path):
+    result = call("evaluate", "repeatability", "--detector", "harris", "--detector", "random", "--sequences", "warped-samples", "--limit", 1, "--out", tmp_path/"m.parquet")
+    assert result.exit_code == 0, result.output
+    assert "R1 on warped-samples" in result.output and '"keep": 300' in result.output
+    assert set(pd.read_parquet(tmp_path/"m.parquet").detector) == {"harris", "random"}
+
+
+def test_evaluate_detection(monkeypatch):
+    from spfpn.protocols import PROTOCOLS
+    monkeypatch.setitem(PROTOCOLS, "S1", replace(PROTOCOLS["S1"], images=22))
+    result = call("evaluate", "detection", "--detector", "harris")
+    assert result.exit_code == 0 and "S1 on shapes-clean" in result.output, result.output
+
+
+def test_export_gives_the_same_heatmap_at_any_size(student, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert call("export", student, "--out", tmp_path/"student.onnx").exit_code == 0
+    network, model = onnxruntime.InferenceSession(tmp_path/"student.onnx"), load(student)
+    for size in ((64, 96), (75, 101)):
+        image = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad(): expected = model.heatmap(image)
+        got = torch.from_numpy(network.run(None, {"image": image.numpy()})[0])
+        assert torch.allclose(got, expected, atol=1e-4), size
+
+
+def test_export_without_the_extra(student, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    result = call("export", student)
+    assert result.exit_code == 2 and "pip install" in result.output
+
+
+def test_explore_outside_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.setattr("spfpn.settings.project_root", lambda: tmp_path)
+    result = call("explore")
+    assert result.exit_code == 2 and "explore.ipynb" in result.output

@@ -1,0 +1,128 @@
+"""Protocols on toy data with known answers, and on a real set where one is at hand."""
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from spfpn.detectors import build
+from spfpn.geometry import translation
+from spfpn.images import PlanarSequence, SequenceSet, planar_sequences
+from spfpn.keypoints import Keypoints, Selection
+from spfpn.protocols import (H1, PROTOCOLS, R1, R2, S1, S2, append_metrics, area_under_curve, average_precision, corner_error, judge,
+                             localization_error, named, prepare, repeatability, shared_points, summarise)
+
+
+def points(xy, scores=None):
+    xy = torch.as_tensor(xy, dtype=torch.float32).reshape(-1, 2)
+    return Keypoints(xy, torch.ones(len(xy)) if scores is None else torch.as_tensor(scores))
+
+
+def test_repeatability_counts_both_sides_inclusive():
+    a, b = torch.tensor([[0., 0], [10, 0], [90, 0]]), torch.tensor([[3., 0], [10, 0]])
+    assert repeatability(a, b, 3) == pytest.approx(4 / 5)
+    assert repeatability(a, b, 2.99) == pytest.approx(2 / 5)
+    assert localization_error(a, b, 3) == pytest.approx(1.5)
+
+
+def test_points_the_other_image_does_not_show_are_not_asked_for():
+    """A shift by (50, 0) in a 100x100 image: the right half of 1 and the left half of 2 are alone; the best are kept after that."""
+    H = translation(50, 0)
+    kp1 = points([[10, 10], [80, 10], [20, 50]], [.1, .9, .5])
+    kp2 = points([[60, 10], [20, 10]], [.1, .9])
+    one, two = shared_points(kp1, kp2, H, (100, 100), (100, 100), keep=1)
+    assert one.xy.tolist() == [[20, 50]] and two.xy.tolist() == [[60, 10]]
+
+
+def test_every_crop_sends_pixels_where_its_matrix_says():
+    image = torch.zeros(1, 200, 330)
+    image[:, 100:108, 160:168] = 1                                # a block with centre (163.5, 103.5)
+    for crop in ("centre", "top-left", "none"):
+        small, A = prepare(image, (100, 120), crop)
+        y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in small.shape[1:]), indexing="ij")
+        centre = torch.stack([(small[0] * x).sum(), (small[0] * y).sum()]) / small.sum()
+        expected = A @ torch.tensor([163.5, 103.5, 1], dtype=torch.float64)
+        assert torch.allclose(centre, expected[:2], atol=.02), crop
+
+
+def test_auc_and_corner_error():
+    assert corner_error(translation(0, 2), torch.eye(3, dtype=torch.float64), (10, 20)) == pytest.approx(2)
+    assert area_under_curve([.5, np.inf], 1) == pytest.approx((.5 * .25 + .5 * .5))
+    assert np.isnan(area_under_curve([], 1))
+
+
+def test_average_precision_pays_for_misses_doubles_and_far_points():
+    truth = torch.tensor([[0., 0], [50, 0]])
+    correct, _ = judge(points([[0, 0]]), truth, 4)
+    assert average_precision([1.], correct, 2) == .5                                  # the miss costs half
+    correct, distances = judge(points([[4, 0], [0, 0], [0, 4.01]]), truth, 4)
+    assert correct.tolist() == [True, False, False] and distances[0] == 4             # the first, not the nearest; inclusive
+    assert average_precision([.2, .9], [True, False], 1) == .5
+    assert average_precision([.5, .5], [False, True], 1) == .5                        # equal scores enter together
+    assert np.isnan(average_precision([.5], [False], 0))
+
+
+class Given:
+    "A detector that returns prepared keypoints, whatever the image."
+    name, selection = "given", S1.selection
+    def __init__(self, keypoints): self.keypoints = iter(keypoints)
+    def detect(self, images): return [next(self.keypoints) for _ in images]
+
+
+def test_shapes_perfect_detector():
+    from spfpn.shapes import mixture
+    few = replace(S1, name="few", images=12, sets=("clean",))
+    shapes = mixture(12, 0, False, few.size)
+    rows = few.run(Given([points(s.corners) for s in shapes]))
+    total = summarise(rows).query("split == 'all'").iloc[0]
+    assert total.average_precision == 1 and total.false_positives == 0 and total.n == 12
+    moved = replace(S2, name="moved", images=12, sets=("clean",)).run(Given([points(s.corners + torch.tensor([0., 1])) for s in shapes]))
+    assert summarise(moved).query("split == 'all'").localization_error.item() <= 1
+
+
+def test_rows_carry_their_settings_and_tables_refuse_to_mix(tmp_path):
+    noise = torch.rand(3, 1, 120, 160, generator=torch.Generator().manual_seed(0))
+    still = SequenceSet("still", (PlanarSequence("i_one", "i", tuple(noise), (torch.eye(3, dtype=torch.float64),) * 2),))
+    rows = R1.run(build("harris", R1.selection), still)
+    assert list(rows["pair"]) == ["1-2", "1-3"] and set(rows.settings) == {R1.settings()} and '"nms_radius": 4' in R1.settings()
+    other = replace(R1, keep=10)
+    with pytest.raises(ValueError, match="R1.*different settings"):
+        summarise(pd.concat([rows, other.run(build("shi", R1.selection), still)]))
+    file = tmp_path/"metrics.parquet"
+    append_metrics(file, rows)
+    append_metrics(file, rows.assign(detector="again"))
+    append_metrics(file, replace(S1, images=2, name="S1-2").run(build("fast", S1.selection)))
+    append_metrics(file, rows)
+    assert len(pd.read_parquet(file)) == 4 + 4 and list(tmp_path.iterdir()) == [file]
+    assert summarise(pd.read_parquet(file)).query("split == 'all'").n.tolist() == [2, 2, 2, 2]
+
+
+def test_a_detector_without_points_is_a_result_not_a_crash():
+    blank = SequenceSet("blank", (PlanarSequence("v_blank", "v", (torch.zeros(1, 100, 100),) * 2, (torch.eye(3, dtype=torch.float64),)),))
+    for name in ("R1", "R2", "H1", "H2"):
+        row = PROTOCOLS[name].run(build("fast", PROTOCOLS[name].selection), blank).iloc[0]
+        if name[0] == "R": assert row["repeatability@3"] == 0 and row.n1 == 0
+        else: assert row.corner_error == np.inf and row["correct@5"] == 0
+    table = summarise(PROTOCOLS["H2"].run(build("fast", PROTOCOLS["H2"].selection), blank))
+    assert table["auc@5"].tolist() == [0, 0]
+
+
+def test_names():
+    assert named("H2:disk").name == "H2:disk" and named("H2:disk").settings() != PROTOCOLS["H2"].settings()
+    with pytest.raises(ValueError, match="known: R1"):
+        named("r1")
+    with pytest.raises(ValueError, match="protocol's selection"):
+        H1.run(build("harris", Selection()), None)
+
+
+OXFORD = Path(os.environ.get("DATA_DIR", "nowhere"))/"oxford-affine"
+
+
+@pytest.mark.skipif(not OXFORD.is_dir(), reason="needs $DATA_DIR/oxford-affine: planar sequences in HPatches' layout")
+@pytest.mark.parametrize("name, expected", [("harris", .712), ("fast", .628), ("random", .149)])
+def test_agrees_with_an_independent_implementation_of_r1(name, expected):
+    rows = R1.run(build(name, R1.selection), planar_sequences(OXFORD))
+    assert rows["repeatability@3"].mean() == pytest.approx(expected, abs=.02)

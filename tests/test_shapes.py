@@ -1,0 +1,47 @@
+"""Synthetic Shapes: what a user would miss if it broke."""
+import numpy as np
+import pytest
+import torch
+
+from spfpn.shapes import KINDS, WEIGHTS, Canvas, draw, mixture, reduce
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("noise", [False, True])
+def test_image_in_range_and_corners_inside(kind, noise):
+    for seed in range(3):
+        shape = draw(kind, np.random.default_rng(seed), (96, 128), noise)
+        assert shape.image.shape == (1, 96, 128) and shape.image.dtype == torch.float32
+        assert 0 <= shape.image.min() and shape.image.max() <= 1
+        assert shape.corners.shape[1:] == (2,)
+        assert (shape.corners >= 0).all() and (shape.corners <= torch.tensor([127, 95])).all()
+
+
+def test_corner_coordinates_keep_the_half_pixel():
+    _, xy = reduce(np.zeros((80, 80), np.uint8), [[3, 4], [43.5, 11.5]], (10, 10))
+    assert np.allclose(xy, [[-.0625 + 1, 1.0]]) or np.allclose(xy, [[5.0, 1.0]])
+
+
+def test_a_covered_corner_is_no_corner_but_a_shared_one_is():
+    canvas = Canvas(np.random.default_rng(0), (400, 400))
+    canvas.polygon([(50, 50), (150, 50), (150, 150), (50, 150)], 255)
+    canvas.polygon([(150, 50), (250, 50), (250, 150), (150, 150)], 0)     # a neighbouring cell: two corners shared
+    assert len(canvas.corners) == 6
+    canvas.line((50, 150), (50, 300), 128, 10)                              # starts at a corner, hides none
+    assert len(canvas.corners) == 7
+    canvas.polygon([(10, 10), (390, 10), (390, 390), (10, 390)], 60)       # hides all
+    assert sorted(canvas.corners.tolist()) == [[10, 10], [10, 390], [390, 10], [390, 390]]
+
+
+def test_mixture_has_the_weights_and_repeats():
+    shapes = mixture(66, seed=3)
+    counts = {kind: sum(s.kind == kind for s in shapes) for kind in KINDS}
+    assert all(abs(counts[kind] - 10 * WEIGHTS[kind]) <= 1 for kind in KINDS)
+    mixture.cache_clear()
+    again = mixture(66, seed=3)
+    assert all(torch.equal(a.image, b.image) and torch.equal(a.corners, b.corners) for a, b in zip(shapes, again))
+
+
+def test_unknown_kind_names_the_known_ones():
+    with pytest.raises(ValueError, match="checkerboard"):
+        draw("chessboard", np.random.default_rng(0))

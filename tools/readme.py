@@ -1,0 +1,38 @@
+"""Write README.md from nbs/index.ipynb: `python tools/readme.py` (nbdev-readme would need Quarto)."""
+import posixpath
+import re
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+
+ROOT = Path(__file__).resolve().parents[1]
+INDEX = ROOT/"nbs"/"index.ipynb"
+PICTURES = "nbs/index_files"
+NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->\n\n"
+
+
+def shown(notebook):
+    "The notebook without hidden cells and nbdev's directives."
+    notebook.cells = [c for c in notebook.cells if c.cell_type != "code" or not re.match(r"#\|\s*hide\b", c.source)]
+    for cell in notebook.cells:
+        if cell.cell_type == "code": cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
+    return notebook
+
+
+def from_root(text):
+    "Relative links, written as seen from nbs/, as seen from the root."
+    def relink(match): return f"]({posixpath.normpath(posixpath.join('nbs', match[1]))})"
+    return re.sub(r"\]\((?![a-z]+:|#|nbs/)([^)\s]+)\)", relink, text)
+
+
+def main():
+    resources = {"unique_key": "index", "output_files_dir": PICTURES}
+    text, resources = MarkdownExporter().from_notebook_node(shown(nbformat.read(INDEX, 4)), resources)
+    for name, data in resources["outputs"].items():
+        (ROOT/name).parent.mkdir(exist_ok=True)
+        (ROOT/name).write_bytes(data)
+    (ROOT/"README.md").write_text(NOTE + from_root(re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__": main()
