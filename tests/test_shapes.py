@@ -7,9 +7,8 @@ from spfpn.shapes import KINDS, WEIGHTS, Canvas, draw, mixture, reduce
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("noise", [False, True])
-def test_image_in_range_and_corners_inside(kind, noise):
-    for seed in range(3):
+def test_image_in_range_and_corners_inside(kind):
+    for seed, noise in ((0, False), (1, True)):
         shape = draw(kind, np.random.default_rng(seed), (96, 128), noise)
         assert shape.image.shape == (1, 96, 128) and shape.image.dtype == torch.float32
         assert 0 <= shape.image.min() and shape.image.max() <= 1
@@ -18,8 +17,8 @@ def test_image_in_range_and_corners_inside(kind, noise):
 
 
 def test_corner_coordinates_keep_the_half_pixel():
-    _, xy = reduce(np.zeros((80, 80), np.uint8), [[3, 4], [43.5, 11.5]], (10, 10))
-    assert np.allclose(xy, [[-.0625 + 1, 1.0]]) or np.allclose(xy, [[5.0, 1.0]])
+    _, xy = reduce(np.zeros((80, 80), np.uint8), [[0, 0], [43.5, 11.5], [80, 40]], (10, 10))
+    assert np.allclose(xy, [[5, 1]])          # the others lie beyond the centres of the outermost pixels
 
 
 def test_a_covered_corner_is_no_corner_but_a_shared_one_is():
@@ -34,11 +33,11 @@ def test_a_covered_corner_is_no_corner_but_a_shared_one_is():
 
 
 def test_mixture_has_the_weights_and_repeats():
-    shapes = mixture(66, seed=3)
+    shapes = mixture(33, seed=3)
     counts = {kind: sum(s.kind == kind for s in shapes) for kind in KINDS}
-    assert all(abs(counts[kind] - 10 * WEIGHTS[kind]) <= 1 for kind in KINDS)
+    assert all(abs(counts[kind] - 5 * WEIGHTS[kind]) <= 1 for kind in KINDS)
     mixture.cache_clear()
-    again = mixture(66, seed=3)
+    again = mixture(33, seed=3)
     assert all(torch.equal(a.image, b.image) and torch.equal(a.corners, b.corners) for a, b in zip(shapes, again))
 
 
