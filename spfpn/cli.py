@@ -74,7 +74,7 @@ def run(profile: Profile = "quick", parameters: Parameters = None,
     from spfpn.workbook import run_workbook
     run_workbook(_settings(profile, parameters), out or profile)
 
-# %% ../nbs/17_cli.ipynb #c13-1a346b1c
+# %% ../nbs/17_cli.ipynb #c13-09af067a
 @app.command()
 def label(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None):
     "Run the teacher over the images: OUT/labels and OUT/pairs."
@@ -85,9 +85,9 @@ def label(out: RunFolder, profile: Profile = "quick", parameters: Parameters = N
     from spfpn.teachers import matcher, teacher
     s = _settings(profile, parameters)
     images, device = open_images(s.images, s.limit), pick_device(s.device)
-    chosen = teacher(s.teacher, Selection(s.max_keypoints, s.label_nms_radius, s.label_threshold), device)
+    chosen = teacher(s.teacher, Selection(s.max_keypoints, s.label_nms_radius, s.label_threshold), device, own_nms=False)
     common = dict(size=s.size, mode=s.resize, batch=s.label_batch, seed=s.seed)
-    label_images(images, chosen, out/"labels", adaptation=s.adaptation, **common)
+    label_images(images, chosen, out/"labels", adaptation=s.adaptation, aggregate=s.adaptation_aggregate, **common)
     match_images(images, chosen, matcher(s.matcher, s.teacher, device), out/"pairs", per_image=s.pairs_per_image, verify=s.verify_px, **common)
 
 # %% ../nbs/17_cli.ipynb #c14-7639f7c7
@@ -237,7 +237,7 @@ def _write_keypoints(found: dict, out: Path | None, as_json: bool, as_csv: bool,
     if not (as_json or as_csv):
         for path, points in found.items(): typer.echo(f"{path}: {len(points)} keypoints")
 
-# %% ../nbs/17_cli.ipynb #c27-2f4db912
+# %% ../nbs/17_cli.ipynb #c27-36e258b8
 def export_onnx(model, path: Path):
     "Write `model` as ONNX: `image` [B, 1, H, W] in [0, 1] to `heatmap` [B, 1, H, W], any B, H and W. Raises `ImportError` without the extra."
     import torch
@@ -248,7 +248,7 @@ def export_onnx(model, path: Path):
         def forward(self, image): return self.model.heatmap(image)
     free = {0: "batch", 2: "height", 3: "width"}
     torch.onnx.export(Heatmap().eval(), (torch.rand(2, 1, 96, 128),), path, input_names=["image"], output_names=["heatmap"],
-                      dynamic_shapes={"image": free}, dynamo=True)
+                      dynamic_shapes={"image": free}, dynamo=True, external_data=False, verbose=False)
 
 # %% ../nbs/17_cli.ipynb #c28-38ffab8c
 @app.command()

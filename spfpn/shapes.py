@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import torch
 
-# %% ../nbs/03_shapes.ipynb #c06-f3fb7025
+# %% ../nbs/03_shapes.ipynb #c05-f3fb7025
 SCALE = 8
 
 def reduce(image, corners, size):
@@ -31,7 +31,7 @@ def reduce(image, corners, size):
     visible = ((xy >= 0) & (xy <= (size[1] - 1, size[0] - 1))).all(1)
     return small.astype(np.float32) / 255, xy[visible].astype(np.float32)
 
-# %% ../nbs/03_shapes.ipynb #c10-6e5d563f
+# %% ../nbs/03_shapes.ipynb #c09-6e5d563f
 def grey_apart(rng, others, gap=30):
     """A random grey level 0..255 at least `gap` away from all `others` (after 20 tries, whatever came last)."""
     others = np.asarray(others, int)
@@ -49,7 +49,7 @@ def blobs(rng, size, grey, count, radii, kernel):
     k = int(rng.integers(*kernel))
     return cv2.blur(image, (k, k))
 
-# %% ../nbs/03_shapes.ipynb #c12-05c0f2a1
+# %% ../nbs/03_shapes.ipynb #c11-05c0f2a1
 def inside_polygon(points, vertices):
     """bool [N]: is a point strictly inside the polygon `vertices` [M, 2]?"""
     outline = np.asarray(vertices, np.float32).reshape(-1, 1, 2)
@@ -61,7 +61,7 @@ def near_segment(points, a, b, distance):
     along = ((points - a) @ ab / max(ab @ ab, 1e-9)).clip(0, 1)
     return np.linalg.norm(points - a - along[:, None] * ab, axis=1) <= distance
 
-# %% ../nbs/03_shapes.ipynb #c14-eb70b9d0
+# %% ../nbs/03_shapes.ipynb #c13-eb70b9d0
 class Canvas:
     """A large grey drawing, uint8 `image` [H, W], with the `corners` [N, 2] (x, y) that can be seen on it."""
     def __init__(self, rng, size):
@@ -93,7 +93,7 @@ class Canvas:
         cv2.line(self.image, [int(v) for v in a], [int(v) for v in b], int(grey), thickness)
         self.add([a, b] if corners is None else corners, lambda points: near_segment(points, a, b, thickness / 2))
 
-# %% ../nbs/03_shapes.ipynb #c18-905a589c
+# %% ../nbs/03_shapes.ipynb #c17-905a589c
 def span(canvas, low, high):
     "A random whole number of pixels between `low` and `high` of the shorter side (at least 1)."
     side = min(canvas.size)
@@ -111,7 +111,7 @@ def crosses(a, b, segments):
     c, d = s[:, 0], s[:, 1]
     return bool(((left(a, c, d) != left(b, c, d)) & (left(a, b, c) != left(a, b, d))).any())
 
-# %% ../nbs/03_shapes.ipynb #c21-be719e51
+# %% ../nbs/03_shapes.ipynb #c20-be719e51
 def draw_lines(canvas):
     "Up to nine lines that do not cross. Corners: their ends."
     segments = []
@@ -120,7 +120,7 @@ def draw_lines(canvas):
         segments.append((a, b))
         canvas.line(a, b, canvas.contrast([a, b]), span(canvas, .01, .02))
 
-# %% ../nbs/03_shapes.ipynb #c23-2ada2dfe
+# %% ../nbs/03_shapes.ipynb #c22-2ada2dfe
 def sharp_vertices(vertices, limit=2 * math.pi / 3):
     "Remove vertices [N, 2] whose angle is wider than `limit` (radians), the flattest first, until all are sharper."
     while len(vertices) >= 3:
@@ -144,7 +144,7 @@ def random_polygon(canvas):
         vertices = sharp_vertices(rays(canvas, anywhere(canvas, 1, radius)[0], radius, canvas.rng.integers(3, 8), .4))
         if len(vertices) >= 3: return vertices
 
-# %% ../nbs/03_shapes.ipynb #c25-e1ca5e4a
+# %% ../nbs/03_shapes.ipynb #c24-e1ca5e4a
 def draw_polygon(canvas):
     "One polygon of even grey. Corners: its vertices."
     vertices = random_polygon(canvas)
@@ -168,7 +168,7 @@ def draw_polygons(canvas):
         edges += sides
         canvas.polygon(vertices, uneven(canvas, vertices))
 
-# %% ../nbs/03_shapes.ipynb #c27-5fbbfe86
+# %% ../nbs/03_shapes.ipynb #c26-5fbbfe86
 def draw_ellipses(canvas):
     "Up to twenty ellipses that do not touch. No corners."
     discs = np.zeros((0, 3), int)
@@ -186,7 +186,7 @@ def draw_star(canvas):
     for tip in rays(canvas, centre, radius, canvas.rng.integers(3, 6), .3):
         canvas.line(centre, tip, canvas.contrast([tip]), thickness)
 
-# %% ../nbs/03_shapes.ipynb #c29-20acc059
+# %% ../nbs/03_shapes.ipynb #c28-20acc059
 def random_view(canvas, points, low, spread):
     "Move board `points` [N, 2] by a random affinity and perspective of strength `low`..`low + spread` of the longer side; whole pixels."
     rng, (h, w) = canvas.rng, canvas.size
@@ -206,7 +206,7 @@ def board_lines(canvas, grid, rows, n):
         i, j = np.sort(canvas.rng.integers(grid.shape[1], size=2))
         canvas.line(grid[row, i], grid[row, j], grey_apart(canvas.rng, [canvas.grey]), thickness, corners=grid[row, i:j + 1])
 
-# %% ../nbs/03_shapes.ipynb #c30-cc430662
+# %% ../nbs/03_shapes.ipynb #c29-cc430662
 def draw_checkerboard(canvas):
     "A board of 3..6 by 3..6 cells, neighbours apart in grey, some grid lines drawn. Corners: all crossings."
     rng, (h, w) = canvas.rng, canvas.size
@@ -235,7 +235,7 @@ def draw_stripes(canvas):
     board_lines(canvas, grid, [0, 1], rng.integers(2, 5))
     board_lines(canvas, grid.swapaxes(0, 1), np.arange(len(cuts)), rng.integers(2, len(cuts) + 1))
 
-# %% ../nbs/03_shapes.ipynb #c32-a91587b2
+# %% ../nbs/03_shapes.ipynb #c31-a91587b2
 def rotation(a, b, c):
     "Turn about the z axis by `a`, after x by `b`, after y by `c` (radians): [3, 3]."
     def turn(angle, i, j):
@@ -260,7 +260,7 @@ def draw_noise(canvas):
     "Nothing but noise. No corners."
     canvas.image = canvas.rng.integers(256, size=canvas.size, dtype=np.uint8)
 
-# %% ../nbs/03_shapes.ipynb #c34-2902efa0
+# %% ../nbs/03_shapes.ipynb #c33-2902efa0
 _PAINTERS = dict(lines=draw_lines, polygon=draw_polygon, polygons=draw_polygons, ellipses=draw_ellipses, star=draw_star,
                  checkerboard=draw_checkerboard, stripes=draw_stripes, cube=draw_cube, noise=draw_noise)
 KINDS = tuple(_PAINTERS)
@@ -273,7 +273,7 @@ class Shape:
     corners: torch.Tensor
     kind: str
 
-# %% ../nbs/03_shapes.ipynb #c35-296c29e9
+# %% ../nbs/03_shapes.ipynb #c34-296c29e9
 def draw(kind, generator, size=(120, 160), noise=False):
     """Draw one shape.
 
@@ -286,7 +286,7 @@ def draw(kind, generator, size=(120, 160), noise=False):
     shape = Shape(torch.from_numpy(image)[None], torch.from_numpy(corners), kind)
     return degrade(shape, generator) if noise else shape
 
-# %% ../nbs/03_shapes.ipynb #c42-851a1822
+# %% ../nbs/03_shapes.ipynb #c41-851a1822
 def brightness(image, rng): return image + rng.uniform(-75, 75) / 255
 def contrast(image, rng): return (image - image.mean()) * rng.uniform(.3, 1.8) + image.mean()
 def gaussian(image, rng): return image + rng.uniform(0, 15) / 255 * rng.standard_normal(image.shape)
@@ -315,7 +315,7 @@ def motion_blur(image, rng):
     kernel = line * np.exp(-(offset[:, None] ** 2 + offset ** 2) / (k * k / 8))
     return cv2.filter2D(image, -1, kernel / kernel.sum())
 
-# %% ../nbs/03_shapes.ipynb #c43-93a101cb
+# %% ../nbs/03_shapes.ipynb #c42-93a101cb
 def degrade(shape, generator):
     """A `Shape` under the noise model of MagicPoint's evaluation: six effects in random order, clipped to [0, 1] after each."""
     image = shape.image[0].numpy()
@@ -324,7 +324,7 @@ def degrade(shape, generator):
         image = effects[i](image, generator).clip(0, 1).astype(np.float32)
     return Shape(torch.from_numpy(image)[None], shape.corners, shape.kind)
 
-# %% ../nbs/03_shapes.ipynb #c46-8b5656ef
+# %% ../nbs/03_shapes.ipynb #c45-8b5656ef
 @lru_cache(maxsize=4)
 def mixture(n, seed=0, noise=False, size=(120, 160)):
     """`n` shapes in the proportions of `WEIGHTS`, the same for the same `seed`; with `noise`, the same figures degraded. A tuple of `Shape`."""

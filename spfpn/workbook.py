@@ -115,7 +115,7 @@ def _set_aside(out: Path, step: str):
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
         shutil.move(out/name, old)
 
-# %% ../nbs/16_workbook.ipynb #c22-e94c6fb7
+# %% ../nbs/16_workbook.ipynb #c22-c7536a9e
 def _literal(path: Path) -> str:
     "A path for papermill, which fills in `{names}` in paths."
     return str(path).replace("{", "{{").replace("}", "}}")
@@ -131,9 +131,10 @@ def _execute(notebook: Path, copy: Path, parameters: dict):
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+    os.environ.setdefault("TQDM_MININTERVAL", "1")   # seconds; the kernel inherits it
     try:
         papermill.execute_notebook(_literal(notebook), _literal(copy), parameters, kernel_name="python3", language="python",   # this Python's own kernel
-                                   progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr)
+                                   progress_bar=False, coalesce_streams=True, stdout_file=sys.stdout, stderr_file=sys.stderr)
     except PapermillExecutionError as error:
         raise _failure(notebook, copy, error.source, f"{error.ename}: {error.evalue}") from None
     except DeadKernelError:
