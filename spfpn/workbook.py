@@ -134,7 +134,8 @@ def _execute(notebook: Path, copy: Path, parameters: dict):
     os.environ.setdefault("TQDM_MININTERVAL", "1")   # seconds; the kernel inherits it
     try:
         papermill.execute_notebook(_literal(notebook), _literal(copy), parameters, kernel_name="python3", language="python",   # this Python's own kernel
-                                   progress_bar=False, coalesce_streams=True, stdout_file=sys.stdout, stderr_file=sys.stderr)
+                                   progress_bar=False, coalesce_streams=True, stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                   start_timeout=300, extra_arguments=["--log-level=ERROR"])   # a kernel warns of TCP, which never leaves this machine
     except PapermillExecutionError as error:
         raise _failure(notebook, copy, error.source, f"{error.ename}: {error.evalue}") from None
     except DeadKernelError:
