@@ -78,17 +78,10 @@ def run(profile: Profile = "quick", parameters: Parameters = None,
 @app.command()
 def label(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None):
     "Run the teacher over the images: OUT/labels and OUT/pairs."
-    from spfpn.images import open_images
-    from spfpn.keypoints import Selection
-    from spfpn.labels import label_images, match_images
-    from spfpn.settings import pick_device
-    from spfpn.teachers import matcher, teacher
-    s = _settings(profile, parameters)
-    images, device = open_images(s.images, s.limit), pick_device(s.device)
-    chosen = teacher(s.teacher, Selection(s.max_keypoints, s.label_nms_radius, s.label_threshold), device, own_nms=False)
-    common = dict(size=s.size, mode=s.resize, batch=s.label_batch, seed=s.seed)
-    label_images(images, chosen, out/"labels", adaptation=s.adaptation, aggregate=s.adaptation_aggregate, **common)
-    match_images(images, chosen, matcher(s.matcher, s.teacher, device), out/"pairs", per_image=s.pairs_per_image, verify=s.verify_px, **common)
+    from spfpn.labels import make_labels, make_pairs
+    settings = _settings(profile, parameters)
+    make_labels(settings, out/"labels")
+    make_pairs(settings, out/"pairs")
 
 # %% ../nbs/17_cli.ipynb #c14-7639f7c7
 train = typer.Typer(no_args_is_help=True, help="Train the student: phase1 from labels, phase2 from pairs.")

@@ -14,14 +14,16 @@ import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import teachers
 from .geometry import sample_homography, valid_mask, warp_image, warp_points
-from .images import ImageError, ImageSet
-from .keypoints import Keypoints
+from .images import ImageError, ImageSet, open_images
+from .keypoints import Keypoints, Selection
+from .settings import Settings, pick_device
 from .teachers import Matcher, Teacher
 
 # %% auto #0
 __all__ = ['ERODE', 'LabelError', 'LabelStore', 'points_of', 'fill', 'skipped_images', 'describe_teacher', 'label_images',
-           'image_generator', 'adapt', 'match_images']
+           'image_generator', 'adapt', 'match_images', 'make_labels', 'make_pairs']
 
 # %% ../nbs/06_labels.ipynb #c05-a4794d8c
 class LabelError(ValueError):
@@ -185,3 +187,19 @@ def match_images(images: ImageSet, teacher: Teacher, match: Matcher, folder: str
                 rows.append(dict(id=name, view=k, height=image.shape[-2], width=image.shape[-1], **_match(teacher, match, image, points, H, verify), teacher=teacher.name))
         return rows
     return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, progress=progress)
+
+# %% ../nbs/06_labels.ipynb #c21-by-settings
+def _teacher(settings: Settings) -> Teacher:
+    selection = Selection(settings.max_keypoints, settings.label_nms_radius, settings.label_threshold)
+    return teachers.teacher(settings.teacher, selection, pick_device(settings.device), own_nms=False)
+
+def _how(settings: Settings) -> dict: return dict(size=settings.size, mode=settings.resize, batch=settings.label_batch, seed=settings.seed)
+
+def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
+    "`label_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
+    return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate, **_how(settings))
+
+def make_pairs(settings: Settings, folder: str | Path) -> LabelStore:
+    "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
+    match = teachers.matcher(settings.matcher, settings.teacher, pick_device(settings.device))
+    return match_images(open_images(settings.images, settings.limit), _teacher(settings), match, folder, per_image=settings.pairs_per_image, verify=settings.verify_px, **_how(settings))

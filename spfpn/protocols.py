@@ -152,7 +152,7 @@ def corner_error(estimate: Tensor, truth: Tensor, size: tuple[int, int]) -> floa
 
 def area_under_curve(errors, limit: float) -> float:
     "AUC of the share of `errors` below e, for e from 0 to `limit`, in [0, 1]; nan without errors."
-    errors = torch.as_tensor(np.asarray(errors, float)).sort().values
+    errors = torch.as_tensor(np.array(errors, float)).sort().values
     if not len(errors): return float("nan")
     below = errors[errors < limit]
     share = torch.arange(len(below) + 1) / len(errors)

@@ -28,8 +28,8 @@ from .settings import Settings, pick_device
 
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'Examples', 'photometric', 'Phase1', 'Phase2',
-           'precision_recall', 'watched_pair', 'evaluate', 'TrainingError', 'rate', 'step_rows', 'Run', 'train_step',
-           'fit', 'train_phase1', 'train_phase2']
+           'precision_recall', 'watched_pair', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch', 'step_rows',
+           'Run', 'train_step', 'fit', 'train_phase1', 'train_phase2']
 
 # %% ../nbs/13_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -153,10 +153,13 @@ def rate(step: int, total: int) -> float:
     warm = max(1, round(WARM_UP * total))
     return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
-def step_rows(task, step: int, per_epoch: int, batch: int, seed: int) -> list[dict]:
-    "The rows of a step: each epoch a new order, drawn from the seed and the epoch."
-    epoch, k = divmod(step, per_epoch)
-    order = torch.randperm(len(task.examples.train), generator=torch.Generator().manual_seed(zlib.crc32(f"{seed}:{task.name}:{epoch}".encode())))
+def steps_per_epoch(task, batch: int, repeats: int) -> int: return max(1, len(task.examples.train) * repeats // batch)
+
+def step_rows(task, step: int, batch: int, repeats: int, seed: int) -> list[dict]:
+    "The rows of a step. An epoch has each row `repeats` times, each time in a new order, drawn from the seed and the epoch."
+    epoch, k = divmod(step, steps_per_epoch(task, batch, repeats))
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{task.name}:{epoch}".encode()))
+    order = torch.cat([torch.randperm(len(task.examples.train), generator=generator) for _ in range(repeats)])
     return [task.examples.rows[task.examples.train[i]] for i in order[k * batch:(k + 1) * batch]]
 
 # %% ../nbs/13_training.ipynb #c18-34c39012
@@ -227,16 +230,16 @@ def _end_epoch(run: Run, task, epoch: int, terms: list[dict], batch: int, writer
     student.save(run.model, run.folder/"last.safetensors", **facts)
     run.write_log(); run.save()
 
-def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, seed: int = 0, device: torch.device = torch.device("cpu"), meta: dict | None = None, progress: bool = True) -> Path:
+def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), meta: dict | None = None, progress: bool = True) -> Path:
     "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped. Returns best.safetensors. Raises `TrainingError`."
-    run = Run(model.to(device), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, seed=seed, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
+    run = Run(model.to(device), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
     model.train(); model.low, model.high = task.low, task.high
-    per_epoch = max(1, len(task.examples.train) // batch)
+    per_epoch = steps_per_epoch(task, batch, repeats)
     writer, saved, terms = SummaryWriter(run.folder/"tensorboard", purge_step=run.step), time.monotonic(), []
     with writer, tqdm(total=epochs * per_epoch, initial=run.step, unit="step", desc=task.name, disable=not progress) as bar:
         while run.step < epochs * per_epoch:
             usual = sum(t["loss"] for t in terms[-20:]) / len(terms[-20:]) if terms else None
-            terms.append(train_step(run, task, step_rows(task, run.step, per_epoch, batch, seed), seed, lr * rate(run.step, epochs * per_epoch), device, usual))
+            terms.append(train_step(run, task, step_rows(task, run.step, batch, repeats, seed), seed, lr * rate(run.step, epochs * per_epoch), device, usual))
             bar.update(); bar.set_postfix(loss=f"{terms[-1]['loss']:.4f}")
             if run.step % per_epoch == 0:
                 _end_epoch(run, task, run.step // per_epoch, terms, batch, writer, meta or {})
@@ -255,9 +258,9 @@ def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, pro
     task = Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings)
     torch.manual_seed(settings.seed)
     model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, pretrained=settings.pretrained)
-    return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, batch=settings.batch, seed=settings.seed, device=pick_device(settings.device), meta=_meta(settings), progress=progress)
+    return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), meta=_meta(settings), progress=progress)
 
 def train_phase2(settings: Settings, pairs: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 2 on matched pairs, from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     task = Phase2(Examples(open_images(settings.images, settings.limit), LabelStore(pairs), settings.val_share), settings)
-    return fit(student.load(start), task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, batch=settings.batch, seed=settings.seed, device=pick_device(settings.device), meta=_meta(settings), progress=progress)
+    return fit(student.load(start), task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), meta=_meta(settings), progress=progress)
