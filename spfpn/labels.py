@@ -202,4 +202,5 @@ def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
 def make_pairs(settings: Settings, folder: str | Path) -> LabelStore:
     "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
     match = teachers.matcher(settings.matcher, settings.teacher, pick_device(settings.device))
-    return match_images(open_images(settings.images, settings.limit), _teacher(settings), match, folder, per_image=settings.pairs_per_image, verify=settings.verify_px, **_how(settings))
+    most = min(filter(None, (settings.limit, settings.pair_limit)), default=0)
+    return match_images(open_images(settings.images, most), _teacher(settings), match, folder, per_image=settings.pairs_per_image, verify=settings.verify_px, **_how(settings))

@@ -45,6 +45,7 @@ class Settings:
     # matched pairs
     matcher: str = "lightglue"         # lightglue, or nearest: mutual nearest neighbours
     pairs_per_image: int = 1
+    pair_limit: int = 0                # pairs of at most this many images; 0: of all
     verify_px: float = 3.0             # drop matches farther than this from the known homography; 0: keep all
     # the student
     backbone: str = "mobilenetv3_small_100"
@@ -65,6 +66,7 @@ class Settings:
     supervised_weight: float = 1.0     # 0: the consistency loss alone, as in the paper
     # training
     batch: int = 16
+    precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
     repeats: int = 1                   # times an epoch shows each image, each time augmented anew
     val_share: float = 0.1             # of the labelled images, held back
     # evaluation
@@ -95,9 +97,10 @@ class Settings:
 CHOICES = dict(resize=("cover", "fit"), teacher=("aliked", "disk", "superpoint", "superpoint-open"),
                adaptation_aggregate=("mean", "max"),
                matcher=("lightglue", "nearest"), head=("shuffle", "bicubic"),
-               phase1_loss=("penalty", "focal"), phase2_loss=("huber", "kl"))
+               phase1_loss=("penalty", "focal"), phase2_loss=("huber", "kl"),
+               precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=1,
-                pairs_per_image=1, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, label_threshold=0,
+                pairs_per_image=1, pair_limit=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, label_threshold=0,
                 consistency_weight=0, supervised_weight=0, seed=0)
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 

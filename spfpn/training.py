@@ -29,7 +29,7 @@ from .settings import Settings, pick_device
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'Examples', 'photometric', 'Phase1', 'Phase2',
            'precision_recall', 'watched_pair', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch', 'step_rows',
-           'Run', 'train_step', 'fit', 'train_phase1', 'train_phase2']
+           'Run', 'arithmetic', 'train_step', 'fit', 'train_phase1', 'train_phase2']
 
 # %% ../nbs/13_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -206,10 +206,14 @@ def _guard(loss: float, usual: float | None, run: Run):
     if math.isfinite(loss) and (usual is None or loss < 50 * usual + 1): return
     raise TrainingError(f"step {run.step}: the loss is {loss:.3g}{f', after {usual:.3g}' if usual else ''}: training diverged and was stopped. Kept: {run.folder}/best.safetensors and last.safetensors of earlier epochs. Try a lower learning rate")
 
-def train_step(run: Run, task, rows: list[dict], seed: int, lr: float, device, usual: float | None) -> dict[str, float]:
+def arithmetic(device: torch.device, precision: str) -> torch.autocast:
+    "The context of a forward pass: bfloat16 where `precision` asks for it, `auto` on CUDA alone."
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and device.type == "cuda"))
+
+def train_step(run: Run, task, rows: list[dict], seed: int, lr: float, device, usual: float | None = None, precision: str = "auto") -> dict[str, float]:
     "One optimizer step on `rows`; returns the loss's terms."
     batch = _to(task.batch(rows, torch.Generator().manual_seed(zlib.crc32(f"{seed}:{task.name}:{run.step}".encode()))), device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"): terms = task.loss(run.model, batch)
+    with arithmetic(device, precision): terms = task.loss(run.model, batch)
     _guard(terms["loss"].item(), usual, run)
     run.optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
@@ -230,16 +234,16 @@ def _end_epoch(run: Run, task, epoch: int, terms: list[dict], batch: int, writer
     student.save(run.model, run.folder/"last.safetensors", **facts)
     run.write_log(); run.save()
 
-def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), meta: dict | None = None, progress: bool = True) -> Path:
+def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", meta: dict | None = None, progress: bool = True) -> Path:
     "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped. Returns best.safetensors. Raises `TrainingError`."
-    run = Run(model.to(device), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
+    run = Run(model.to(device), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
     model.train(); model.low, model.high = task.low, task.high
     per_epoch = steps_per_epoch(task, batch, repeats)
     writer, saved, terms = SummaryWriter(run.folder/"tensorboard", purge_step=run.step), time.monotonic(), []
     with writer, tqdm(total=epochs * per_epoch, initial=run.step, unit="step", desc=task.name, disable=not progress) as bar:
         while run.step < epochs * per_epoch:
             usual = sum(t["loss"] for t in terms[-20:]) / len(terms[-20:]) if terms else None
-            terms.append(train_step(run, task, step_rows(task, run.step, batch, repeats, seed), seed, lr * rate(run.step, epochs * per_epoch), device, usual))
+            terms.append(train_step(run, task, step_rows(task, run.step, batch, repeats, seed), seed, lr * rate(run.step, epochs * per_epoch), device, usual, precision))
             bar.update(); bar.set_postfix(loss=f"{terms[-1]['loss']:.4f}")
             if run.step % per_epoch == 0:
                 _end_epoch(run, task, run.step // per_epoch, terms, batch, writer, meta or {})
@@ -253,14 +257,18 @@ def _meta(settings: Settings) -> dict:
     "The settings that decide the outcome, as a checkpoint carries them."
     return dict(settings={k: v for k, v in settings.to_dict().items() if k not in ("device", "sequences", "sequence_limit", "detectors", "protocols", "images")})
 
+def _common(settings: Settings) -> dict:
+    "What both phases hand to `fit`."
+    return dict(batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), precision=settings.precision, meta=_meta(settings))
+
 def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 1 on the labels in a store, from the backbone's weights; returns best.safetensors. Resumes. Raises `LabelError`, `TrainingError`."
     task = Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings)
     torch.manual_seed(settings.seed)
     model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, pretrained=settings.pretrained)
-    return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), meta=_meta(settings), progress=progress)
+    return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **_common(settings), progress=progress)
 
 def train_phase2(settings: Settings, pairs: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 2 on matched pairs, from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     task = Phase2(Examples(open_images(settings.images, settings.limit), LabelStore(pairs), settings.val_share), settings)
-    return fit(student.load(start), task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), meta=_meta(settings), progress=progress)
+    return fit(student.load(start), task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **_common(settings), progress=progress)
