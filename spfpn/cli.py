@@ -24,9 +24,9 @@ __all__ = ['app', 'Profile', 'Parameters', 'RunFolder', 'train', 'evaluate', 'De
 
 # %% ../nbs/17_cli.ipynb #c06-19321d82
 def _exit_code(error: Exception) -> int | None:
-    "2 for what the user can mend, 1 for a notebook that failed, None for a defect."
+    "2 for what the user can mend, 1 for a notebook or a training that failed, None for a defect."
     if isinstance(error, (ValueError, OSError, ImportError)): return 2
-    return 1 if type(error).__name__ == "WorkbookError" else None
+    return 1 if type(error).__name__ in ("WorkbookError", "TrainingError") else None
 
 class Commands(typer.core.TyperGroup):
     "Commands whose foreseeable errors are one message and an exit code."

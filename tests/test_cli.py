@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import spfpn
 from spfpn.cli import app, export_onnx
+from spfpn.labels import LabelStore
 from spfpn.model import SPFPN, load, save
 
 
@@ -88,6 +89,17 @@ def test_run_hands_over_settings_and_name(monkeypatch):
     assert call("run", "-p", "seed=4", "-p", "teacher=disk", "--out", "mine").exit_code == 0
     assert call("run").exit_code == 0
     assert seen[0] == (4, "disk", "mine") and seen[1][2] == "quick"
+
+
+def test_label_and_train_leave_a_student(tmp_path):
+    few = [x for p in ("limit=3", "height=64", "width=96", "max_keypoints=50", "matcher=nearest", "batch=2", "repeats=1", "fpn_channels=8", "phase1_epochs=1", "phase2_epochs=1", "pair_limit=2") for x in ("-p", p)]
+    for command in (("label",), ("train", "phase1"), ("train", "phase2")):
+        result = call(*command, "--out", tmp_path, *few)
+        assert result.exit_code == 0, result.output
+    assert len(LabelStore(tmp_path/"labels")) == 3 and len(LabelStore(tmp_path/"pairs")) == 2
+    assert load(tmp_path/"phase1"/"best.safetensors").low == 0 and load(tmp_path/"phase2"/"best.safetensors").low == 0.1
+    again = call("train", "phase1", "--out", tmp_path, *few, "-p", "phase1_lr=0.5")
+    assert again.exit_code == 1 and "begun with other settings" in again.output
 
 
 def test_detect_writes_what_is_asked_for(photo, tmp_path):
