@@ -31,7 +31,7 @@ run: $(READY)
 # Several notebooks at once: one thread each, or they fight over the cores.
 test: export OMP_NUM_THREADS = 1
 test: $(READY)
-	$(BIN)/nbdev-test --n-workers 2 --cell-timeout 3000
+	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest tests
 
 readme: $(READY)

@@ -153,7 +153,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'spfpn.labels.LabelStore.table': ('labels.html#labelstore.table', 'spfpn/labels.py'),
                               'spfpn.labels._batches': ('labels.html#_batches', 'spfpn/labels.py'),
                               'spfpn.labels._columns': ('labels.html#_columns', 'spfpn/labels.py'),
-                              'spfpn.labels._how': ('labels.html#_how', 'spfpn/labels.py'),
+                              'spfpn.labels._common': ('labels.html#_common', 'spfpn/labels.py'),
                               'spfpn.labels._images': ('labels.html#_images', 'spfpn/labels.py'),
                               'spfpn.labels._match': ('labels.html#_match', 'spfpn/labels.py'),
                               'spfpn.labels._teacher': ('labels.html#_teacher', 'spfpn/labels.py'),

@@ -193,14 +193,16 @@ def _teacher(settings: Settings) -> Teacher:
     selection = Selection(settings.max_keypoints, settings.label_nms_radius, settings.label_threshold)
     return teachers.teacher(settings.teacher, selection, pick_device(settings.device), own_nms=False)
 
-def _how(settings: Settings) -> dict: return dict(size=settings.size, mode=settings.resize, batch=settings.label_batch, seed=settings.seed)
+def _common(settings: Settings) -> dict:
+    "What both kinds of label share."
+    return dict(size=settings.size, mode=settings.resize, batch=settings.label_batch, seed=settings.seed)
 
 def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
     "`label_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
-    return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate, **_how(settings))
+    return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate, **_common(settings))
 
 def make_pairs(settings: Settings, folder: str | Path) -> LabelStore:
     "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
     match = teachers.matcher(settings.matcher, settings.teacher, pick_device(settings.device))
     most = min(filter(None, (settings.limit, settings.pair_limit)), default=0)
-    return match_images(open_images(settings.images, most), _teacher(settings), match, folder, per_image=settings.pairs_per_image, verify=settings.verify_px, **_how(settings))
+    return match_images(open_images(settings.images, most), _teacher(settings), match, folder, per_image=settings.pairs_per_image, verify=settings.verify_px, **_common(settings))

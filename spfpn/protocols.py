@@ -152,11 +152,11 @@ def corner_error(estimate: Tensor, truth: Tensor, size: tuple[int, int]) -> floa
 
 def area_under_curve(errors, limit: float) -> float:
     "AUC of the share of `errors` below e, for e from 0 to `limit`, in [0, 1]; nan without errors."
-    errors = torch.as_tensor(np.array(errors, float)).sort().values
+    errors = np.sort(np.asarray(errors, float))
     if not len(errors): return float("nan")
     below = errors[errors < limit]
-    share = torch.arange(len(below) + 1) / len(errors)
-    return (torch.trapezoid(torch.cat([share, share[-1:]]).double(), torch.cat([errors.new_zeros(1), below, errors.new_tensor([limit])])) / limit).item()
+    share = np.arange(len(below) + 1) / len(errors)
+    return float(np.trapezoid([*share, share[-1]], [0, *below, limit]) / limit)
 
 # %% ../nbs/11_protocols.ipynb #c26-c337866e
 SIFT_SIZE = 10.0  # diameter in pixels: the descriptor's window is six times as wide
