@@ -54,7 +54,7 @@ class BicubicHead(nn.Module):
         self.score, self.norm = nn.Conv2d(channels, 1, 1, bias=False), nn.BatchNorm2d(1)
 
     @property
-    def bias(self) -> Tensor: return self.norm.bias
+    def last(self) -> nn.Module: return self.norm
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
         logits = self.norm(self.score(_sum_at(maps, maps[0].shape[-2:])))
@@ -68,7 +68,7 @@ class ShuffleHead(nn.Module):
         self.fuse, self.score = _conv(channels, channels), nn.Conv2d(channels, 4, 1)
 
     @property
-    def bias(self) -> Tensor: return self.score.bias
+    def last(self) -> nn.Module: return self.score
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
         detail = self.stem(gray)
@@ -101,7 +101,7 @@ class SPFPN(nn.Module):
         self.pyramid = FeaturePyramidNetwork(self.backbone.feature_info.channels(), channels, norm_layer=nn.InstanceNorm2d)
         self.head = HEADS[head](channels)
         self._start_colour()
-        nn.init.constant_(self.head.bias, math.log(prior / (1 - prior)))
+        nn.init.constant_(self.head.last.bias, math.log(prior / (1 - prior)))
 
     @torch.no_grad()
     def _start_colour(self):
@@ -118,6 +118,12 @@ class SPFPN(nn.Module):
         seen = gray if self.config["in_channels"] == 1 else images.expand(-1, 3, -1, -1)
         maps = self.pyramid({str(s): m for s, m in zip(STRIDES, self.backbone(self.colour(seen)))})
         return self.head(list(maps.values()), gray)[..., :h, :w]
+
+    @torch.no_grad()
+    def rescale(self, scale: float, shift: float):
+        "From now on the logits are `scale` · logits + `shift`. The head's last layer takes it up, so nothing is added to the network."
+        self.head.last.weight.mul_(scale)
+        self.head.last.bias.mul_(scale).add_(shift)
 
     def heatmap(self, images: Tensor) -> Tensor:
         "Keypoint scores in [0, 1], [B, 1, H, W]: 0 is background and 1 a keypoint, whatever `low` and `high` the masks of the last training had."

@@ -66,6 +66,7 @@ class Settings:
     supervised_weight: float = 1.0     # 0: the consistency loss alone, as in the paper
     # training
     batch: int = 16
+    crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
     repeats: int = 1                   # times an epoch shows each image, each time augmented anew
     val_share: float = 0.1             # of the labelled images, held back
@@ -100,7 +101,7 @@ CHOICES = dict(resize=("cover", "fit"), teacher=("aliked", "disk", "superpoint",
                phase1_loss=("penalty", "focal"), phase2_loss=("huber", "kl"),
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=1,
-                pairs_per_image=1, pair_limit=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, label_threshold=0,
+                pairs_per_image=1, pair_limit=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
                 consistency_weight=0, supervised_weight=0, seed=0)
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import model as student
-from .geometry import inside, sample_homography, valid_mask, warp_image, warp_points
+from .geometry import corners, inside, sample_homography, translation, valid_mask, warp_image, warp_points
 from .images import ImageSet, open_images
 from .keypoints import Keypoints, Selection, extract
 from .labels import LabelError, LabelStore, image_generator, points_of
@@ -27,9 +27,10 @@ from .protocols import nearest_distances, repeatability, shared_points
 from .settings import Settings, pick_device
 
 # %% auto #0
-__all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'Examples', 'photometric', 'Phase1', 'Phase2',
-           'precision_recall', 'watched_pair', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch', 'step_rows',
-           'Run', 'arithmetic', 'train_step', 'fit', 'train_phase1', 'train_phase2']
+__all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'Examples', 'photometric', 'crop_size',
+           'crop_about', 'random_crop', 'Phase1', 'Phase2', 'precision_recall', 'watch', 'evaluate', 'TrainingError',
+           'rate', 'steps_per_epoch', 'step_rows', 'Run', 'arithmetic', 'train_step', 'fit', 'recalibrate',
+           'train_phase1', 'train_phase2']
 
 # %% ../nbs/13_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -64,6 +65,22 @@ def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
     noise = _draw(generator, n, 0, 0.05)[:, None, None, None] * torch.randn(images.shape, generator=generator)
     return (images + noise).clamp(0, 1)
 
+# %% ../nbs/13_training.ipynb #c07b-77aa0c02
+def crop_size(size: tuple[int, int], crop: int) -> tuple[int, int]:
+    "A square of `crop` px, as far as it fits into `size`; all of `size` for 0."
+    return tuple(min(n, crop or n) for n in size)
+
+def crop_about(point: Tensor, size: tuple[int, int], out: tuple[int, int]) -> Tensor:
+    "The homography [3, 3] to the pixels of the window of size `out` about `point` [2] (x, y), moved as far as it must be to lie inside `size`."
+    (h, w), (out_h, out_w) = size, out
+    x, y = (point - point.new_tensor([out_w - 1, out_h - 1]) / 2).round().tolist()
+    return translation(-min(max(x, 0), w - out_w), -min(max(y, 0), h - out_h))
+
+def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator) -> Tensor:
+    "The homography [3, 3] to the pixels of a window of size `out` anywhere inside `size`."
+    y, x = (torch.randint(n - m + 1, (), generator=generator).item() for n, m in zip(size, out))
+    return translation(-x, -y)
+
 # %% ../nbs/13_training.ipynb #c09-8d1c440b
 ERODE = 4   # px: no loss where a receptive field sees mostly the edge of a warp
 
@@ -78,11 +95,11 @@ class Phase1:
         return blob_mask(xy.round(), size, self.settings.phase1_sigma)
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        size = self.examples.size
-        H = torch.stack([sample_homography(size, generator) for _ in rows])
-        images = warp_image(torch.stack([self.examples.image(r) for r in rows]), H)
-        masks = torch.stack([self.mask(warp_points(points_of(r), h), size) for r, h in zip(rows, H)])
-        return dict(images=photometric(images, generator), masks=masks, valid=valid_mask(H, size, erode=ERODE))
+        size, out = self.examples.size, crop_size(self.examples.size, self.settings.crop)
+        H = torch.stack([random_crop(size, out, generator) @ sample_homography(size, generator) for _ in rows])
+        images = warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out)
+        masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
+        return dict(images=photometric(images, generator), masks=masks, valid=valid_mask(H, size, out, erode=ERODE))
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         loss = sigmoid_focal if self.settings.phase1_loss == "focal" else penalty_focal
@@ -98,11 +115,17 @@ class Phase2:
     def mask(self, xy: Tensor, size) -> Tensor: return blob_mask(xy, size, self.settings.phase2_sigma, self.low, self.high)
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        size = self.examples.size
+        size, out = self.examples.size, crop_size(self.examples.size, self.settings.crop)
         H = torch.tensor([r["H"] for r in rows], dtype=torch.float64).reshape(-1, 3, 3)
+        to_crop = torch.stack([random_crop(size, out, generator) for _ in rows])
+        from_crop = torch.linalg.inv(to_crop)
+        # the warp's window is about what the middle of the image's window shows
+        middles = warp_points((corners(out)[2] / 2).expand(len(rows), 1, 2), H @ from_crop)[:, 0]
+        warp_to_crop = torch.stack([crop_about(m, size, out) for m in middles])
         images = torch.stack([self.examples.image(r) for r in rows])
-        masks, masks2 = (torch.stack([self.mask(points_of(r, view), size) for r in rows]) for view in ("", "1"))
-        return dict(images=photometric(images, generator), images2=photometric(warp_image(images, H), generator), masks=masks, masks2=masks2, H=H, valid2=valid_mask(H, size, erode=ERODE))
+        masks, masks2 = (torch.stack([self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]) for view, A in (("", to_crop), ("1", warp_to_crop)))
+        return dict(images=photometric(warp_image(images, to_crop, out), generator), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator), masks=masks, masks2=masks2,
+                    H=warp_to_crop @ H @ from_crop, valid2=valid_mask(warp_to_crop @ H, size, out, erode=ERODE))
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         p, p2 = model(torch.cat((b["images"], b["images2"]))).chunk(2)
@@ -118,15 +141,15 @@ def precision_recall(found: Tensor, truth: Tensor, radius: float = 3.0) -> tuple
     to_truth, to_found = nearest_distances(found, truth)
     return tuple((d <= radius).double().mean().item() if len(d) else 0.0 for d in (to_truth, to_found))
 
-def watched_pair(model, image: Tensor, name: str) -> float:
-    "Repeatability at 3 px of the best 250 points on `image` [1, H, W] and a random warp of it, the same warp for the same name."
+def watch(model, image: Tensor, row: dict) -> tuple[float, float, float]:
+    "Of the best 250 points on `image` [1, H, W]: precision and recall at 3 px against the row's labels, and repeatability at 3 px on a random warp, the same for the same image."
     size = tuple(image.shape[-2:])
-    H = sample_homography(size, image_generator(0, name))
+    H = sample_homography(size, image_generator(0, row["id"]))
     a, b = extract(model.heatmap(torch.stack((image, warp_image(image[None], H)[0])).to(next(model.parameters()).device)).cpu(), Selection(WATCH.max_keypoints, WATCH.nms_radius))
     # the warp's edge is no keypoint
     b = b.select(valid_mask(H, size, erode=WATCH.nms_radius)[0, 0][b.xy[:, 1].long(), b.xy[:, 0].long()])
-    a, b = shared_points(a, b, H, size, size, WATCH.max_keypoints)
-    return repeatability(warp_points(a.xy, H), b.xy)
+    shared, shared_b = shared_points(a, b, H, size, size, WATCH.max_keypoints)
+    return *precision_recall(a.select(a.scores >= WATCH.threshold).xy, points_of(row)), repeatability(warp_points(shared.xy, H), shared_b.xy)
 
 @torch.no_grad()
 def evaluate(model, task, batch: int, most: int = 48) -> dict[str, float]:
@@ -135,9 +158,8 @@ def evaluate(model, task, batch: int, most: int = 48) -> dict[str, float]:
     device, mode = next(model.parameters()).device, model.training
     model.eval(); model.low, model.high = task.low, task.high
     losses = [task.loss(model, _to(task.batch(rows[i:i + batch], torch.Generator().manual_seed(i)), device))["loss"].item() for i in range(0, len(rows), batch)]
-    found = [(*precision_recall(extract(model.heatmap(image[None].to(device)).cpu(), WATCH)[0].xy, points_of(r)), watched_pair(model, image, r["id"])) for r in rows for image in [task.examples.image(r)]]
+    means = torch.tensor([watch(model, task.examples.image(r), r) for r in rows], dtype=torch.float64).mean(0).tolist()
     model.train(mode)
-    means = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
     return dict(zip(("loss", "precision", "recall", "repeatability"), (sum(losses) / len(losses), *means)))
 
 def _to(batch: dict[str, Tensor], device) -> dict[str, Tensor]: return {k: v.to(device) for k, v in batch.items()}
@@ -236,7 +258,7 @@ def _end_epoch(run: Run, task, epoch: int, terms: list[dict], batch: int, writer
 
 def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", meta: dict | None = None, progress: bool = True) -> Path:
     "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped. Returns best.safetensors. Raises `TrainingError`."
-    run = Run(model.to(device), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
+    run = Run(model.to(device, memory_format=torch.channels_last), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
     model.train(); model.low, model.high = task.low, task.high
     per_epoch = steps_per_epoch(task, batch, repeats)
     writer, saved, terms = SummaryWriter(run.folder/"tensorboard", purge_step=run.step), time.monotonic(), []
@@ -251,6 +273,20 @@ def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, 
             elif time.monotonic() - saved > SAVE_SECONDS: run.save(); saved = time.monotonic()
     if not (run.folder/"best.safetensors").is_file(): raise TrainingError(f"{run.folder}: nothing was trained; set epochs to 1 or more")
     return run.folder/"best.safetensors"
+
+# %% ../nbs/13_training.ipynb #c24b-5d0f6a11
+def recalibrate(model, images: Tensor, masks: Tensor):
+    "Scale (by a positive factor) and shift `model`'s logits on `images` [B, 1, H, W] to fit `masks` strictly between 0 and 1; `model` in eval mode. In place."
+    with torch.no_grad(): logits = model(images).double()
+    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)   # log of the scale, shift
+    optimizer = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
+    def divergence():
+        optimizer.zero_grad()
+        loss = bernoulli_kl(line[0].exp() * logits + line[1], masks)
+        loss.backward()
+        return loss
+    optimizer.step(divergence)
+    model.rescale(line[0].exp().item(), line[1].item())
 
 # %% ../nbs/13_training.ipynb #c25-3eb50bf2
 def _meta(settings: Settings) -> dict:
@@ -271,4 +307,6 @@ def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, pro
 def train_phase2(settings: Settings, pairs: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 2 on matched pairs, from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     task = Phase2(Examples(open_images(settings.images, settings.limit), LabelStore(pairs), settings.val_share), settings)
-    return fit(student.load(start), task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **_common(settings), progress=progress)
+    model, first = student.load(start), task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
+    recalibrate(model, first["images"], first["masks"])
+    return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **_common(settings), progress=progress)
