@@ -277,8 +277,8 @@ def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, 
 # %% ../nbs/13_training.ipynb #c24b-5d0f6a11
 def recalibrate(model, images: Tensor, masks: Tensor):
     "Scale (by a positive factor) and shift `model`'s logits on `images` [B, 1, H, W] to fit `masks` strictly between 0 and 1; `model` in eval mode. In place."
-    with torch.no_grad(): logits = model(images).double()
-    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)   # log of the scale, shift
+    with torch.no_grad(): logits = model(images)
+    line = torch.zeros(2, requires_grad=True)   # log of the scale, shift
     optimizer = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
     def divergence():
         optimizer.zero_grad()
