@@ -53,6 +53,7 @@ class Settings:
     head: str = "shuffle"              # shuffle, or bicubic: the paper's
     fpn_channels: int = 32             # the paper's student has 128
     # phase 1
+    phase1_start: str = ""             # a checkpoint of phase 1 to go on from, of whatever architecture; empty: a new student
     phase1_loss: str = "penalty"       # penalty: CornerNet's; focal: the paper's sigmoid focal loss
     phase1_epochs: int = 10
     phase1_lr: float = 2e-3

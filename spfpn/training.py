@@ -298,10 +298,13 @@ def _common(settings: Settings) -> dict:
     return dict(batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), precision=settings.precision, meta=_meta(settings))
 
 def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, progress: bool = True) -> Path:
-    "Phase 1 on the labels in a store, from the backbone's weights; returns best.safetensors. Resumes. Raises `LabelError`, `TrainingError`."
+    "Phase 1 on the labels in a store, from the backbone's weights or the checkpoint `phase1_start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     task = Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings)
     torch.manual_seed(settings.seed)
-    model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, pretrained=settings.pretrained)
+    if settings.phase1_start:
+        model = student.load(settings.phase1_start)
+        if model.low: raise TrainingError(f"phase1_start={settings.phase1_start}: a checkpoint of phase 2, with background {model.low}; phase 1 goes on from one of phase 1")
+    else: model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, pretrained=settings.pretrained)
     return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **_common(settings), progress=progress)
 
 def train_phase2(settings: Settings, pairs: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
