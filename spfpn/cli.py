@@ -239,9 +239,10 @@ def export_onnx(model, path: Path):
     class Heatmap(torch.nn.Module):
         def __init__(self): super().__init__(); self.model = model
         def forward(self, image): return self.model.heatmap(image)
-    free = {0: "batch", 2: "height", 3: "width"}
-    torch.onnx.export(Heatmap().eval(), (torch.rand(2, 1, 96, 128),), path, input_names=["image"], output_names=["heatmap"],
+    free, beside = {0: "batch", 2: "height", 3: "width"}, path.with_name(path.name + ".part")
+    torch.onnx.export(Heatmap().eval(), (torch.rand(2, 1, 96, 128),), beside, input_names=["image"], output_names=["heatmap"],
                       dynamic_shapes={"image": free}, dynamo=True, external_data=False, verbose=False)
+    os.replace(beside, path)
 
 # %% ../nbs/17_cli.ipynb #c28-38ffab8c
 @app.command()

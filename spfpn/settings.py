@@ -109,6 +109,7 @@ ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 def _check(name: str, value):
     if name in CHOICES and value not in CHOICES[name]: raise SettingsError(f"{name}={value!r}: choose one of {', '.join(CHOICES[name])}")
     if name in AT_LEAST and not value >= AT_LEAST[name]: raise SettingsError(f"{name}={value!r}: must be at least {AT_LEAST[name]}")
+    if name == "crop" and 0 < value < 32: raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")
     if name in ABOVE_ZERO and not value > 0: raise SettingsError(f"{name}={value!r}: must be above 0")
     if name == "val_share" and not 0 < value < 1: raise SettingsError(f"{name}={value!r}: must lie between 0 and 1")
 
