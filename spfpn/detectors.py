@@ -5,7 +5,7 @@
 # %% ../nbs/10_detectors.ipynb #c02-e58a845b
 from __future__ import annotations
 
-import zlib
+import importlib, importlib.util, sys, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .images import to_gray
+from .images import digest, to_gray
 from .keypoints import Detector, Keypoints, MapDetector, Selection, select_points
 from .model import StudentDetector, load
 from .teachers import TEACHERS, teacher
 
 # %% auto #0
 __all__ = ['fast', 'sift', 'CLASSICAL', 'harris', 'shi', 'gray_arrays', 'ResponseDetector', 'opencv_points', 'chance',
-           'PointDetector', 'build']
+           'PointDetector', 'own_function', 'own_points', 'build']
 
 # %% ../nbs/10_detectors.ipynb #c06-fa036dc2
 def harris(image: np.ndarray) -> np.ndarray:
@@ -40,9 +40,9 @@ def gray_arrays(images: Tensor) -> list[np.ndarray]:
 
 class ResponseDetector(MapDetector):
     "A `Detector` from a function that scores every pixel of a grey float32 image [H, W]."
-    def __init__(self, name: str, response: Callable, selection: Selection = Selection()):
+    def __init__(self, name: str, response: Callable, selection: Selection = Selection(), version: str = ""):
         super().__init__(selection)
-        self.name, self.response = name, response
+        self.name, self.response, self.version = name, response, version
 
     def scores(self, images: Tensor) -> Tensor:
         "Scores [B, 1, H, W] of images [B, C, H, W]; higher is better, negative never a keypoint."
@@ -73,6 +73,7 @@ class PointDetector:
     name: str
     points: Callable
     selection: Selection = Selection()
+    version: str = ""
 
     def detect(self, images: Tensor) -> list[Keypoints]:
         "`Keypoints` of each of the images [B, C, H, W] in [0, 1]."
@@ -82,18 +83,51 @@ class PointDetector:
         xy = torch.as_tensor(np.asarray(xy, np.float32).reshape(-1, 2))
         return select_points(Keypoints(xy, torch.as_tensor(np.asarray(scores, np.float32))), size, self.selection)
 
+# %% ../nbs/10_detectors.ipynb #c15b-8226e4a8
+def own_function(spec: str) -> tuple[Callable, Path]:
+    """The function that `package.module:function` or `path/file.py[:function]` names, and the file it stands in.
+
+    Raises ValueError when there is no such file, module or function, or when it fails to load."""
+    where, name = (spec, "detect") if spec.endswith(".py") else spec.rsplit(":", 1)
+    try:
+        if where.endswith(".py"):
+            file = importlib.util.spec_from_file_location(Path(where).stem, where)
+            module = importlib.util.module_from_spec(file)
+            file.loader.exec_module(module)
+        else:
+            if str(Path.cwd()) not in sys.path: sys.path.insert(0, str(Path.cwd()))   # a module beside the work, as for `python -m`
+            module = importlib.import_module(where)
+    except FileNotFoundError: raise ValueError(f"detector {spec!r}: {where}: no such file") from None
+    except Exception as error: raise ValueError(f"detector {spec!r}: {where} cannot be loaded ({type(error).__name__}: {error})") from None
+    function = getattr(module, name, None)
+    if not callable(function): raise ValueError(f"detector {spec!r}: no function {name!r} in {where}; write FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION")
+    return function, Path(module.__file__)
+
+def own_points(spec: str, function: Callable) -> Callable:
+    "`function` as a `PointDetector` wants it; what it gives is checked: points [N, 2], best first, or [N, 3] with scores."
+    def points(image):
+        found = np.asarray(function(image), dtype=np.float64)
+        if found.size == 0: found = found.reshape(0, 2)
+        if found.ndim != 2 or found.shape[1] not in (2, 3): raise ValueError(f"detector {spec!r} gave an array of shape {found.shape}; expected points [N, 2] (x, y) or [N, 3] (x, y, score)")
+        if not np.isfinite(found).all(): raise ValueError(f"detector {spec!r} gave points or scores that are not finite")
+        return found[:, :2], found[:, 2] if found.shape[1] == 3 else np.arange(len(found), 0, -1)
+    return points
+
 # %% ../nbs/10_detectors.ipynb #c16-dbb9364c
 CLASSICAL = dict(harris=(ResponseDetector, harris), shi=(ResponseDetector, shi), fast=(PointDetector, fast), sift=(PointDetector, sift), random=(PointDetector, chance))
 
 def build(spec: str | Path, selection: Selection = Selection(), device: str = 'cpu') -> Detector:
-    """The detector that `spec` names: one of `CLASSICAL`, one of the teachers, or the path of a student (`*.safetensors`).
+    """The detector that `spec` names: one of `CLASSICAL`, one of the teachers, the path of a student (`*.safetensors`), or a function as `own_function` takes it.
 
     `selection` decides which places become keypoints, `device` where a network runs.
     Raises ValueError for an unknown name, FileNotFoundError for a checkpoint that is not there."""
     name = str(spec)
     if name in CLASSICAL:
         kind, function = CLASSICAL[name]
-        return kind(name, function, selection)
+        return kind(name, function, selection, f"opencv {cv2.__version__}, numpy {np.__version__}")
     if name in TEACHERS: return teacher(name, selection, device)
-    if name.endswith('.safetensors'): return StudentDetector(load(name, device), selection, '/'.join(Path(name).with_suffix('').parts[-2:]))
-    raise ValueError(f"unknown detector {name!r}; known: {', '.join([*CLASSICAL, *TEACHERS])}, or the path of a student's .safetensors")
+    if name.endswith('.safetensors'): return StudentDetector(load(name, device), selection, '/'.join(Path(name).resolve().with_suffix('').parts[-3:]), digest(Path(name)))
+    if name.endswith('.py') or ':' in name:
+        function, file = own_function(name)
+        return PointDetector(name, own_points(name, function), selection, digest(file))
+    raise ValueError(f"unknown detector {name!r}; known: {', '.join([*CLASSICAL, *TEACHERS])}, the path of a student's .safetensors, or FILE.py:FUNCTION")

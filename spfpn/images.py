@@ -5,10 +5,10 @@
 # %% ../nbs/02_images.ipynb #c02-457fe0f9
 from __future__ import annotations
 
-import re, warnings
+import hashlib, re, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np, skimage, torch
@@ -19,10 +19,10 @@ from .geometry import resize_image, sample_homography, translation, warp_image
 from .settings import data_dir, project_root
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'TRAIN_SAMPLES', 'HELD_BACK', 'COCO_LAYOUT', 'HPATCHES_LAYOUT', 'ImageError', 'read_image', 'to_gray',
-           'ImageSet', 'find_images', 'folder_images', 'sample_images', 'data_folder', 'coco_images', 'open_images',
-           'Pair', 'PlanarSequence', 'SequenceSet', 'read_homography', 'planar_sequences', 'warped_samples',
-           'open_sequences']
+__all__ = ['SUFFIXES', 'TRAIN_SAMPLES', 'HELD_BACK', 'COCO_LAYOUT', 'HPATCHES_LAYOUT', 'LARGE', 'ImageError', 'read_image',
+           'to_gray', 'ImageSet', 'find_images', 'folder_images', 'sample_images', 'data_folder', 'coco_images',
+           'open_images', 'digest', 'Pair', 'Clip', 'PlanarSequence', 'SequenceSet', 'read_homography',
+           'planar_sequences', 'hpatches', 'warped_samples', 'open_sequences', 'open_clips']
 
 # %% ../nbs/02_images.ipynb #c05-57bc3144
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".webp", ".bmp")
@@ -128,6 +128,22 @@ def open_images(spec: str = "samples", limit: int = 0) -> ImageSet:
     if spec in ("coco", "coco-val"): return coco_images("train" if spec == "coco" else "val", limit)
     return folder_images(project_root()/Path(spec).expanduser(), limit)
 
+# %% ../nbs/02_images.ipynb #c17c-97c39228
+@lru_cache(maxsize=None)
+def _file_digest(path: Path, changed: int, length: int) -> bytes:
+    "sha256 of a file that had this time and length."
+    return hashlib.sha256(path.read_bytes()).digest()
+
+def _content(part: Path | Tensor | str) -> bytes:
+    if isinstance(part, Path): return _file_digest(part, part.stat().st_mtime_ns, part.stat().st_size)
+    data = part.encode() if isinstance(part, str) else f"{part.dtype} {tuple(part.shape)}".encode() + part.detach().cpu().contiguous().numpy().tobytes()
+    return hashlib.sha256(data).digest()
+
+def digest(*parts: Path | Tensor | str) -> str:
+    "sha256 of the bytes of files, the numbers of tensors and texts, in their order: 16 hex digits."
+    found = [_content(part) for part in parts]
+    return (found[0] if len(found) == 1 else hashlib.sha256(b"".join(found)).digest()).hex()[:16]
+
 # %% ../nbs/02_images.ipynb #c18-dd5640e6
 @dataclass(frozen=True)
 class Pair:
@@ -139,13 +155,12 @@ class Pair:
     image2: Tensor
     H: Tensor
 
-@dataclass(frozen=True)
-class PlanarSequence:
-    "Images 1… of one scene and the homographies from the first. `kind`: i (illumination) or v (viewpoint)."
+@dataclass(frozen=True, eq=False)
+class Clip:
+    "Images 1… of one scene: files, or tensors [C, H, W]. `kind`: frames."
     name: str
     kind: str
     images: tuple[Path | Tensor, ...]
-    homographies: tuple[Tensor, ...] = field(repr=False)     # 1 → 2, 1 → 3, …
 
     def __len__(self) -> int: return len(self.images)
 
@@ -153,6 +168,16 @@ class PlanarSequence:
         "Image `k` (from 1), [C, H, W]."
         image = self.images[k - 1]
         return read_image(image) if isinstance(image, Path) else image
+
+    @cached_property
+    def digest(self) -> str:
+        "Of the images' content."
+        return digest(*self.images)
+
+@dataclass(frozen=True, eq=False)
+class PlanarSequence(Clip):
+    "A clip with the homographies from its first image. `kind`: i (illumination) or v (viewpoint)."
+    homographies: tuple[Tensor, ...] = field(repr=False)     # 1 → 2, 1 → 3, …
 
     def homography(self, k: int) -> Tensor:
         "From image 1's pixels to image `k`'s: [3, 3] float64."
@@ -164,14 +189,19 @@ class PlanarSequence:
 
 @dataclass(frozen=True)
 class SequenceSet:
-    "A named set of planar sequences; the name stands in every result."
+    "A named set of sequences; name and digest stand in every result."
     name: str
-    sequences: tuple[PlanarSequence, ...]
+    sequences: tuple[Clip, ...]
     def __len__(self) -> int: return len(self.sequences)
     def __iter__(self) -> Iterator[PlanarSequence]: return iter(self.sequences)
     def pairs(self) -> Iterator[Pair]:
         for sequence in self: yield from sequence.pairs()
     def pair_count(self) -> int: return sum(len(s) - 1 for s in self)
+
+    @cached_property
+    def digest(self) -> str:
+        "Of the sequences' names, images and homographies."
+        return digest(*(part for s in self for part in (s.name, s.digest, *getattr(s, "homographies", ()))))
 
 # %% ../nbs/02_images.ipynb #c19-99b6c541
 HPATCHES_LAYOUT = """FOLDER/{i_*,v_*}/{1..6}.ppm (or png, jpg) and H_1_2 … H_1_6 beside them
@@ -206,6 +236,15 @@ def planar_sequences(folder: str | Path, limit: int = 0, name: str = "") -> Sequ
     if not found: raise ImageError(f"{folder}: {'no sequence i_* or v_* in it' if folder.is_dir() else 'no such folder'}. Expected\n{HPATCHES_LAYOUT}")
     return SequenceSet(name or folder.resolve().name, tuple(map(_read_sequence, found)))
 
+# glue-factory leaves these out for their size: 108 sequences, 540 pairs
+LARGE = ("i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding", "v_artisans", "v_astronautis", "v_talent")
+
+def hpatches(limit: int = 0, small: bool = False) -> SequenceSet:
+    "HPatches' sequences under `$DATA_DIR`; `small`: without the eight of `LARGE`, and under the name HPatches-108."
+    whole = planar_sequences(data_folder("HPatches", HPATCHES_LAYOUT), name="HPatches")
+    chosen = [s for s in whole if not (small and s.name in LARGE)][:limit or None]
+    return SequenceSet("HPatches-108" if small else "HPatches", tuple(chosen))
+
 # %% ../nbs/02_images.ipynb #c22-83669dcf
 def _exposed(image: Tensor, generator: torch.Generator) -> Tensor:
     "The image under another gain and gamma, with sensor noise (σ .01)."
@@ -234,8 +273,19 @@ def warped_samples(limit: int = 0, size: tuple[int, int] = (480, 640), seed: int
     return SequenceSet("warped-samples", tuple(made[:limit or None]))
 
 def open_sequences(spec: str = "auto", limit: int = 0) -> SequenceSet:
-    "The sequences a setting names: `warped-samples`, `hpatches`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
+    "The sequences a setting names: `warped-samples`, `hpatches`, `hpatches-108`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
     if spec == "auto": spec = "hpatches" if data_dir() and (data_dir()/"HPatches").is_dir() else "warped-samples"
     if spec == "warped-samples": return warped_samples(limit)
-    if spec == "hpatches": return planar_sequences(data_folder("HPatches", HPATCHES_LAYOUT), limit, name="HPatches")
+    if spec in ("hpatches", "hpatches-108"): return hpatches(limit, small=spec == "hpatches-108")
     return planar_sequences(project_root()/Path(spec).expanduser(), limit)
+
+# %% ../nbs/02_images.ipynb #c27-11639c3b
+def open_clips(folder: str | Path) -> SequenceSet:
+    "The frames of a folder, and of each of its subfolders, as clips in the order of their numbers. Raises `ImageError` without two frames in one folder."
+    folder = project_root()/Path(folder).expanduser()
+    frames = folder_images(folder)
+    clips = {}
+    for path in frames.paths: clips.setdefault(path.parent, []).append(path)
+    made = tuple(Clip("/".join(part.relative_to(folder).parts) or frames.name, "frames", tuple(paths)) for part, paths in clips.items() if len(paths) > 1)
+    if not made: raise ImageError(f"{folder}: no two frames in one folder. Expected {', '.join(SUFFIXES)} files that follow each other")
+    return SequenceSet(frames.name, made)

@@ -46,7 +46,9 @@ def suppress(scores: Tensor, radius: int) -> Tensor:
 
     Of equal maxima within a window the lowest (y, x) stays. Zero and negative scores never stay.
     """
-    def pool(x): return F.max_pool2d(x, 2 * radius + 1, 1, radius)
+    side = 2 * radius + 1
+    # rows, then columns: the same maximum from 2·side comparisons instead of side²
+    def pool(x): return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
     peaks = (scores == pool(scores)) & (scores > 0)
     h, w = scores.shape[-2:]
     # earlier pixels rank higher; float64 counts exactly far beyond any image
@@ -100,20 +102,22 @@ def select_points(points: Keypoints, size: tuple[int, int], selection: Selection
 
     Scores may be of any sign and scale: `threshold` compares them as they are.
     """
-    points = points.select(inside(points.xy, size, selection.border) & (points.scores > selection.threshold)).top(len(points))
+    points = points.select(inside(points.xy, size) & (points.scores > selection.threshold)).top(len(points))
     if len(points) == 0: return points
     x, y = points.xy.round().long().unbind(-1)
     # ranks in place of scores: positive, and distinct wherever scores are
     rank = torch.arange(len(points), 0, -1, dtype=torch.float32)
     grid = torch.zeros(size[0] * size[1]).scatter_reduce(0, y * size[1] + x, rank, "amax")  # the best point of a pixel
     kept = suppress(grid.reshape(1, 1, *size), selection.nms_radius)[0, 0]
-    return points.select(kept[y, x] == rank).top(selection.max_keypoints)
+    # the border last, as in `extract`: a point there still suppresses its neighbours
+    return points.select((kept[y, x] == rank) & inside(points.xy, size, selection.border)).top(selection.max_keypoints)
 
 # %% ../nbs/04_keypoints.ipynb #c19-c17c0b60
 class Detector(Protocol):
     "Anything with a `name` and a `selection` that finds keypoints."
     name: str
     selection: Selection
+    version: str = ""   # of the weights or the code that its keypoints come from; empty: unknown, so nothing of it is kept
     def detect(self, images: Tensor) -> list[Keypoints]:
         "Keypoints of each image of a batch [B, C, H, W] in [0, 1], best first."
         ...
@@ -121,6 +125,7 @@ class Detector(Protocol):
 class MapDetector:
     "A detector by way of a score map: subclasses give `name` and `scores(images [B, C, H, W]) -> [B, 1, H, W]`."
     name: str
+    version: str = ""
     def __init__(self, selection: Selection = Selection()): self.selection = selection
     def scores(self, images: Tensor) -> Tensor: raise NotImplementedError
     @torch.inference_mode()

@@ -168,9 +168,12 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> SPFPN:
 # %% ../nbs/08_model.ipynb #c18-1f3b66d7
 class StudentDetector(MapDetector):
     "A student behind the `Detector` protocol."
-    def __init__(self, model: SPFPN, selection: Selection = Selection(), name: str = "student"):
+    def __init__(self, model: SPFPN, selection: Selection = Selection(), name: str = "student", version: str = ""):
         super().__init__(selection)
-        self.model, self.name = model.eval(), name
+        self.model, self.name, self.version = model.eval(), name, version
+
+    @property
+    def device(self) -> torch.device: return next(self.model.parameters()).device
 
     @torch.inference_mode()
-    def scores(self, images: Tensor) -> Tensor: return self.model.heatmap(images.to(next(self.model.parameters()).device))
+    def scores(self, images: Tensor) -> Tensor: return self.model.heatmap(images.to(self.device))

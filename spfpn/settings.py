@@ -34,6 +34,7 @@ class Settings:
     # planar sequences to be evaluated on
     sequences: str = "auto"            # auto, warped-samples, hpatches, or a folder
     sequence_limit: int = 0
+    frames: str = ""                   # a folder of video frames, for T1
     # labels
     teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open
     max_keypoints: int = 250           # per image, the best by score
@@ -73,7 +74,7 @@ class Settings:
     val_share: float = 0.1             # of the labelled images, held back
     # evaluation
     detectors: str = "harris,shi,fast,sift,random"
-    protocols: str = "R1"              # comma separated: R1, R2, H1, H2, S1, S2
+    protocols: str = "R1"              # comma separated: R1, R2, H1, H2, S1, S2, T1
 
     def __post_init__(self):
         for field in fields(self): _check(field.name, getattr(self, field.name))

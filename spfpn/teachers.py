@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .geometry import inside
-from .images import to_gray
+from .images import digest, to_gray
 from .keypoints import Keypoints, Selection, extract, select_points
 
 # %% auto #0
@@ -88,6 +88,8 @@ class Teacher:
     cell = 8
 
     def __init__(self, net: nn.Module, selection: Selection = Selection(), device: str | torch.device = "cpu", own_nms: bool = True):
+        # of the weights as they were loaded: a result names what it was measured with
+        self.version = digest(*(part for name, tensor in net.state_dict().items() for part in (name, tensor))) + ("" if own_nms else "+nms")
         self.net, self.selection, self.device, self.own_nms = net.eval().requires_grad_(False).to(device), selection, torch.device(device), own_nms
 
     def dense(self, images: Tensor): raise NotImplementedError
@@ -220,7 +222,8 @@ class Disk(Teacher):
 
     def dense(self, images):
         heatmap, features = self.net.heatmap_and_dense_descriptors(_rgb(images))
-        return heatmap.sigmoid(), features
+        # logits reach 130, where a sigmoid is 1 from 17 on: the best would be tied. A softer one keeps their order, and a half where they are 0
+        return (heatmap / 20).sigmoid(), features
 
     def own_points(self, scores): return extract(scores, Selection(max_keypoints=10**6, nms_radius=2, border=0))[0]   # its window is 5
 

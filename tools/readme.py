@@ -1,4 +1,4 @@
-"""Write README.md from nbs/index.ipynb: `python tools/readme.py` (nbdev-readme would need Quarto)."""
+"""Write README.md from nbs/index.ipynb and the rows in nbs/results/: `python tools/readme.py` (nbdev-readme would need Quarto)."""
 import posixpath
 import re
 from pathlib import Path
@@ -6,9 +6,12 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 
+from spfpn.results import markdown_table, read_metrics
+
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT/"nbs"/"index.ipynb"
 PICTURES = "nbs/index_files"
+TABLE = r"<!-- table: (\S+) (\S+) (\S+) (.*?) -->"
 NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->\n\n"
 
 
@@ -26,13 +29,19 @@ def from_root(text):
     return re.sub(r"\]\((?![a-z]+:|#|nbs/)([^)\s]+)\)", relink, text)
 
 
+def with_tables(text):
+    "`<!-- table: FILE PROTOCOL SET METRIC... -->`, FILE in nbs/, followed by the table of those rows."
+    def table(match): return f"{match[0]}\n\n{markdown_table(read_metrics(INDEX.parent/match[1]), match[2], match[3], tuple(match[4].split()))}"
+    return re.sub(TABLE, table, text)
+
+
 def main():
     resources = {"unique_key": "index", "output_files_dir": PICTURES}
     text, resources = MarkdownExporter().from_notebook_node(shown(nbformat.read(INDEX, 4)), resources)
     for name, data in resources["outputs"].items():
         (ROOT/name).parent.mkdir(exist_ok=True)
         (ROOT/name).write_bytes(data)
-    (ROOT/"README.md").write_text(NOTE + from_root(re.sub(r"\n{3,}", "\n\n", text)).strip() + "\n", encoding="utf-8")
+    (ROOT/"README.md").write_text(NOTE + with_tables(from_root(re.sub(r"\n{3,}", "\n\n", text))).strip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__": main()

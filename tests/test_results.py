@@ -1,0 +1,160 @@
+"""Figures that can be traced and checked: HPatches' layout, kept predictions, own detectors, README's table."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from spfpn.cli import app
+from spfpn.figures import to_pil
+from spfpn.geometry import translation
+from spfpn.images import LARGE, hpatches, open_sequences
+from spfpn.model import SPFPN, save
+from spfpn.protocols import R1
+from spfpn.results import PUBLISHED, beside_published, read_metrics, summarise
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def spfpn(tmp_path, monkeypatch):
+    "`spfpn ARGUMENTS` with its outputs in a folder of the test's own; returns what it printed."
+    monkeypatch.setattr("spfpn.settings.outputs_dir", lambda: tmp_path/"outputs")
+    def call(*arguments, code=0):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exit_code == code, result.output
+        return result.output
+    return call
+
+
+def write_sequence(folder, photo, shift):
+    "Six crops of a photograph, each moved by `shift` px from the one before, in HPatches' layout."
+    folder.mkdir(parents=True)
+    for k in range(6):
+        to_pil(photo[:, :160, shift * k:shift * k + 200]).convert("RGB").save(folder/f"{k + 1}.ppm")
+        if k: np.savetxt(folder/f"H_1_{k + 1}", translation(-shift * k, 0).numpy())
+
+
+@pytest.fixture(scope="module")
+def photo():
+    return torch.nn.functional.interpolate(torch.rand(1, 1, 40, 60, generator=torch.Generator().manual_seed(1)), size=(160, 240), mode="bicubic").clamp(0, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory, photo):
+    "All of HPatches' 116 sequences as far as their number goes: eight with the names of the large ones."
+    root = tmp_path_factory.mktemp("data")
+    names = [*LARGE, *(f"i_{n}" for n in range(57 - 5)), *(f"v_{n}" for n in range(59 - 3))]
+    for name in names: write_sequence(root/"HPatches"/name, photo, 4)
+    return root
+
+
+def test_the_full_hpatches_and_the_540_pairs(miniature, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(miniature))
+    whole, small = open_sequences("hpatches"), open_sequences("hpatches-108")
+    assert (whole.name, len(whole), whole.pair_count()) == ("HPatches", 116, 580)
+    assert (small.name, len(small), small.pair_count()) == ("HPatches-108", 108, 540)
+    assert open_sequences("auto").name == "HPatches" and {s.name for s in whole} - {s.name for s in small} == set(LARGE)
+
+
+def test_published_figures_stand_beside_a_full_run_only(miniature, monkeypatch, spfpn, tmp_path):
+    monkeypatch.setenv("DATA_DIR", str(miniature))
+    printed = spfpn("evaluate", "repeatability", "--detector", "harris", "--sequences", "hpatches")
+    assert "Beside published figures" in printed and "rpautrat/SuperPoint" in printed
+    beside = beside_published(summarise(read_metrics(tmp_path/"outputs"/"metrics.parquet")))
+    assert beside[["split", "metric", "published"]].values.tolist() == [["i", "repeatability@3", .63], ["v", "repeatability@3", .755]]
+    assert (beside.here > .95).all() and set(beside.verdict) == {"outside ±0.03"}      # crops of one photograph are easier than HPatches
+    assert "Beside published" not in spfpn("evaluate", "repeatability", "--detector", "harris", "--sequences", "hpatches", "--limit", 3)
+
+
+def test_published_figures_name_what_this_library_can_measure():
+    from spfpn.protocols import named
+    assert {named(name).name for name in PUBLISHED.protocol} == set(PUBLISHED.protocol)
+
+
+def test_what_is_kept_is_used_and_never_by_another_checkpoint(tmp_path, photo, spfpn, monkeypatch):
+    write_sequence(tmp_path/"few"/"v_one", photo, 8)
+    checkpoint = tmp_path/"run"/"phase1"/"best.safetensors"
+    looked = []
+    heatmap = SPFPN.heatmap
+    monkeypatch.setattr(SPFPN, "heatmap", lambda self, images: looked.append(len(images)) or heatmap(self, images))
+    def evaluate(*more):
+        before = len(looked)
+        spfpn("evaluate", "repeatability", "--detector", checkpoint, "--sequences", tmp_path/"few", *more)
+        rows = read_metrics(tmp_path/"outputs"/"metrics.parquet")
+        return len(looked) - before, rows[rows.detector == "run/phase1/best"].reset_index(drop=True)
+    torch.manual_seed(0); save(SPFPN(channels=8), checkpoint)
+    count, first = evaluate()
+    assert count == 6 and first.version.nunique() == 1 and first.set_digest.nunique() == 1
+    count, again = evaluate()
+    assert count == 0
+    pd.testing.assert_frame_equal(first, again)
+    assert evaluate("--again")[0] == 6                                                 # when asked to
+    torch.manual_seed(1); save(SPFPN(channels=8), checkpoint)                          # the same name and place, other weights
+    count, other = evaluate()
+    assert count == 6 and other.version[0] != first.version[0]
+    to_pil(photo[:, :160, :200] * .9).convert("RGB").save(tmp_path/"few"/"v_one"/"1.ppm")   # the same file name, other pixels
+    count, moved = evaluate()
+    assert count == 6 and moved.set_digest[0] != other.set_digest[0]
+
+
+def test_versions_can_be_checked_by_hand(tmp_path):
+    import hashlib
+    from spfpn.detectors import build
+    path = save(SPFPN(channels=8), tmp_path/"best.safetensors")
+    assert build(path).version == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def test_any_function_is_a_detector(tmp_path, spfpn, monkeypatch):
+    """The bundled Shi-Tomasi, written by a stranger in five lines, gets the bundled Shi-Tomasi's figures."""
+    (tmp_path/"mine.py").write_text("""import cv2, numpy as np
+def corners(image):
+    response = cv2.cornerMinEigenVal(image, 5)
+    y, x = np.nonzero(response > 0)
+    return np.stack([x, y, response[y, x]], 1)
+""")
+    monkeypatch.chdir(tmp_path)
+    spfpn("evaluate", "repeatability", "--detector", "shi", "--detector", f"{tmp_path/'mine.py'}:corners", "--detector", "mine:corners", "--sequences", "warped-samples", "--limit", 1)
+    rows = read_metrics(tmp_path/"outputs"/"metrics.parquet").set_index("detector")["repeatability@3"]
+    mine = [rows[name].tolist() for name in ("shi", f"{tmp_path/'mine.py'}:corners", "mine:corners")]
+    assert mine[0] == mine[1] == mine[2]
+    assert "no such file" in spfpn("evaluate", "repeatability", "--detector", "nowhere.py", "--sequences", "warped-samples", code=2)
+
+
+def test_compare_and_results_read_what_was_measured(spfpn):
+    spfpn("evaluate", "repeatability", "--detector", "harris", "--detector", "fast", "--sequences", "warped-samples")
+    told = spfpn("compare", "harris", "random")
+    assert "R1" in told and "can be told from zero" in told and "cannot" not in told      # six sequences, and chance
+    assert "R1 on warped-samples" in spfpn("results")
+    assert "'surf' was not measured by R1" in spfpn("compare", "harris", "surf", code=2)
+    assert "no metric 'speed'" in spfpn("compare", "harris", "fast", "--metric", "speed", code=2)
+    assert "no such file" in spfpn("results", "--metrics", "nowhere.parquet", code=2)
+
+
+def test_stability_of_a_moving_camera(tmp_path, photo, spfpn):
+    (tmp_path/"frames").mkdir()
+    for k in range(4): to_pil(photo[:, :120, 3 * k:3 * k + 160]).save(tmp_path/"frames"/f"{k}.png")
+    told = spfpn("evaluate", "stability", "--detector", "harris", "--frames", tmp_path/"frames")
+    rows = read_metrics(tmp_path/"outputs"/"metrics.parquet")
+    means = rows.groupby("detector")[["stability", "drift"]].mean()
+    assert "T1 on frames" in told and means.stability["harris"] > .9 > .5 > means.stability["random"] and means.drift["harris"] < .5
+    assert list(rows[rows.detector == "harris"]["pair"]) == ["1-2", "2-3", "3-4"]
+
+
+def test_readme_is_made_from_measured_rows():
+    "Every table of results in README names its rows, and no other figure of a detector stands there."
+    text = (ROOT/"README.md").read_text(encoding="utf-8")
+    tables = re.findall(r"<!-- table: (\S+) (\S+) (\S+) (.*?) -->\n\n((?:\|.*\n)+)", text)
+    assert tables
+    for file, protocol, name, _, table in tables:
+        rows = read_metrics(ROOT/"nbs"/file).query("protocol == @protocol and set == @name")
+        for line in table.splitlines()[2:]:
+            detector, figure = (cell.strip() for cell in line.split("|")[1:3])
+            assert f"{rows[rows.detector == detector]['repeatability@3'].mean():.3f}" == figure
