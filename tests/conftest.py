@@ -1,4 +1,4 @@
-"Notebooks that the tests write, and the checkout they run in."
+"Notebooks that the tests write, and a place for what the library writes."
 from pathlib import Path
 
 import nbformat
@@ -15,3 +15,11 @@ def write_notebook():
         nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
         return path
     return write
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path_factory, monkeypatch):
+    "What a command leaves in outputs/ lies in a folder of the test's own."
+    folder = tmp_path_factory.mktemp("outputs")
+    monkeypatch.setattr("spfpn.settings.outputs_dir", lambda: folder)
+    return folder
