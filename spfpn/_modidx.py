@@ -267,6 +267,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'spfpn.protocols.named': ('protocols.html#named', 'spfpn/protocols.py'),
                                  'spfpn.protocols.nearest': ('protocols.html#nearest', 'spfpn/protocols.py'),
                                  'spfpn.protocols.nearest_distances': ('protocols.html#nearest_distances', 'spfpn/protocols.py'),
+                                 'spfpn.protocols.nearest_of_best': ('protocols.html#nearest_of_best', 'spfpn/protocols.py'),
                                  'spfpn.protocols.operating_threshold': ('protocols.html#operating_threshold', 'spfpn/protocols.py'),
                                  'spfpn.protocols.optical_flow': ('protocols.html#optical_flow', 'spfpn/protocols.py'),
                                  'spfpn.protocols.precision_recall': ('protocols.html#precision_recall', 'spfpn/protocols.py'),

@@ -26,10 +26,10 @@ from .views import Kept, View, adapt, code_version, identity, look, prepared
 
 # %% auto #0
 __all__ = ['R1', 'R2', 'ESTIMATORS', 'shared_lightglue', 'H1', 'H2', 'S1', 'S2', 'T1', 'PROTOCOLS', 'shared_points',
-           'all_distances', 'nearest', 'nearest_distances', 'within', 'repeatability', 'localization_error', 'Protocol',
-           'PairProtocol', 'Repeatability', 'corner_error', 'area_under_curve', 'estimate_homography',
-           'HomographyEstimation', 'judge', 'precision_recall', 'average_precision', 'operating_threshold', 'drawn',
-           'ShapeDetection', 'optical_flow', 'follow', 'Stability', 'named']
+           'all_distances', 'nearest', 'nearest_of_best', 'nearest_distances', 'within', 'repeatability',
+           'localization_error', 'Protocol', 'PairProtocol', 'Repeatability', 'corner_error', 'area_under_curve',
+           'estimate_homography', 'HomographyEstimation', 'judge', 'precision_recall', 'average_precision',
+           'operating_threshold', 'drawn', 'ShapeDetection', 'optical_flow', 'follow', 'Stability', 'named']
 
 # %% ../nbs/12_protocols.ipynb #c09-b9442400
 def shared_points(kp1: Keypoints, kp2: Keypoints, H: Tensor, size1: tuple[int, int], size2: tuple[int, int], keep: int) -> tuple[Keypoints, Keypoints]:
@@ -45,6 +45,14 @@ def nearest(distances: Tensor) -> tuple[Tensor, Tensor]:
     "Of distances [N, M] the least of each row and of each column: [N], [M]; infinite where there is none."
     if distances.numel() == 0: return tuple(torch.full((n,), torch.inf, dtype=torch.float64) for n in distances.shape)
     return distances.amin(1), distances.amin(0)
+
+def nearest_of_best(distances: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
+    "For each n of `counts`, the nearest distances of both sides when only the best n of each are there; `distances` [N, M] of points sorted by score."
+    if distances.numel() == 0: return [torch.cat(nearest(distances[:n, :n])) for n in counts]
+    # the best n are a corner of the table: running minima answer for all n at once
+    (rows, columns), table = distances.shape, distances.numpy()
+    there, back = np.minimum.accumulate(table, 1), np.minimum.accumulate(table, 0)
+    return [torch.from_numpy(np.concatenate((there[:n, min(n, columns) - 1], back[min(n, rows) - 1, :n]))) for n in counts]
 
 def nearest_distances(xy1: Tensor, xy2: Tensor) -> tuple[Tensor, Tensor]:
     "For each point of either side [N, 2], [M, 2] its distance to the nearest of the other: [N], [M]; infinite where there is none."
@@ -128,13 +136,11 @@ class Repeatability(PairProtocol):
     def measure(self, first: View, second: View, H: Tensor) -> dict[str, float]:
         shared = shared_points(first.keypoints, second.keypoints, H, first.size, second.size, max(self.keep, *self.curve_points))
         one, two = (k.xy.round().double() if self.rounded else k.xy.double() for k in shared)
-        distances = all_distances(warp_points(one, H), two)
-        def best(n): return torch.cat(nearest(distances[:n, :n]))   # points are sorted: the best n are a corner of the table
-        counted = best(self.keep)
+        counted, *curve = nearest_of_best(all_distances(warp_points(one, H), two), (self.keep, *self.curve_points))
         return {**{f"repeatability@{e:g}": within(counted, e) for e in self.epsilons},
                 "localization_error": counted[counted <= self.localization_epsilon].mean().item(), "n1": min(self.keep, len(one)), "n2": min(self.keep, len(two)),
                 "over_epsilons": [within(counted, e) for e in self.curve_epsilons],
-                "over_points": [within(best(n), self.localization_epsilon) for n in self.curve_points]}
+                "over_points": [within(best, self.localization_epsilon) for best in curve]}
 
     def using(self, *parts: str) -> Repeatability:
         "The protocol with points rounded to pixels, for the only part there is: rounded. Raises ValueError for another one."
