@@ -18,7 +18,7 @@ from . import teachers
 from .geometry import sample_homography, valid_mask, warp_image, warp_points
 from .images import ImageError, ImageSet, open_images
 from .keypoints import Keypoints, Selection
-from .settings import Settings, alone, pick_device, whole
+from .settings import Settings, alone, pick_device, replacing
 from .teachers import Matcher, Teacher
 
 # %% auto #0
@@ -66,7 +66,7 @@ class LabelStore:
         "Write one more shard, atomically."
         number = int(self.shards[-1].stem.removeprefix("part-")) + 1 if self.shards else 0   # not their count: one may have been deleted
         table = _lists_of_numbers(pa.Table.from_pylist(rows)).replace_schema_metadata({b"spfpn": json.dumps(settings).encode()})
-        with whole(self.folder/f"part-{number:05d}.parquet") as beside: pq.write_table(table, beside, write_page_checksum=True)
+        with replacing(self.folder/f"part-{number:05d}.parquet") as beside: pq.write_table(table, beside, write_page_checksum=True)
         self.__dict__.pop("table", None)
 
     @property
@@ -117,7 +117,7 @@ def fill(store: LabelStore, images: ImageSet, settings: dict, work: Callable[[li
             bar.update(len(ids))
             if waiting >= shard: store.append(rows, settings); rows, waiting = [], 0
         if rows: store.append(rows, settings)
-    with whole(store.folder/"skipped.json") as beside: beside.write_text(json.dumps(skipped, indent=1))
+    with replacing(store.folder/"skipped.json") as beside: beside.write_text(json.dumps(skipped, indent=1))
     if not len(store): raise ImageError(f"{images.name}: none of its {len(images)} images can be read. The first: {next(iter(skipped.values()), 'no image at all')}")
     return store
 

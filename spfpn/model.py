@@ -19,7 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from . import __version__
 from .images import to_gray
 from .keypoints import MapDetector, Selection
-from .settings import whole
+from .settings import replacing
 
 # %% auto #0
 __all__ = ['STRIDES', 'HEADS', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'SPFPN', 'CheckpointError',
@@ -147,7 +147,7 @@ def save(model: SPFPN, path: str | Path, **meta) -> Path:
     "Write `model` with its architecture (and JSON-able `meta`) to a safetensors file, atomically."
     header = dict(spfpn=__version__, config=model.config, low=model.low, high=model.high, start=model.start, **meta)
     data = to_bytes({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, metadata={k: json.dumps(v) for k, v in header.items()})
-    with whole(path) as beside: beside.write_bytes(_in_order(data))
+    with replacing(path) as beside: beside.write_bytes(_in_order(data))
     return Path(path)
 
 def read_header(path: str | Path) -> dict:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST', 'ABOVE_ZERO', 'TYPES', 'TRUTHS', 'SettingsError', 'Settings', 'project_root', 'settings_file',
-           'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'pick_device', 'FolderError', 'alone', 'whole']
+           'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'pick_device', 'FolderError', 'alone', 'replacing']
 
 # %% ../nbs/00_settings.ipynb #c06-958b4766
 class SettingsError(ValueError):
@@ -198,7 +198,7 @@ def alone(folder: str | Path) -> Iterator[None]:
     finally: lock.release()
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     "A place beside `path` to write to: it becomes `path` when all is written, and is removed when that fails. Raises `FolderError` naming `path`."
     path = Path(path)
     beside = path.with_name(path.name + ".part")

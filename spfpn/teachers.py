@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .geometry import inside
 from .images import digest, to_gray
 from .keypoints import Keypoints, Selection, extract, select_points
-from .settings import whole
+from .settings import replacing
 
 # %% auto #0
 __all__ = ['MAGIC_LEAP', 'OPEN', 'SUPERPOINT_LIGHTGLUE', 'SECONDS', 'TEACHERS', 'WeightsError', 'Weights', 'fetch',
@@ -63,7 +63,7 @@ def _download(weights: Weights):
     "What lies at the address into its place, when all of it has come and its checksum is right."
     with urllib.request.urlopen(weights.address, timeout=SECONDS) as answer: data = answer.read()   # in one piece: read piece by piece, a connection that breaks off looks like the end
     if wrong := _wrong(weights, data): raise OSError(wrong)
-    with whole(weights.path) as beside: beside.write_bytes(data)
+    with replacing(weights.path) as beside: beside.write_bytes(data)
 
 @lru_cache
 def _show_licence(weights: Weights): print(f"{weights.path.name}: {weights.licence}")

@@ -24,7 +24,7 @@ from .labels import LabelError, LabelStore, image_generator, points_of
 from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_focal, sigmoid_focal
 from .masks import binary_mask, blob_mask
 from .protocols import nearest_distances, repeatability, shared_points
-from .settings import Settings, alone, pick_device, whole
+from .settings import Settings, alone, pick_device, replacing
 
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'Examples', 'photometric', 'crop_size',
@@ -197,7 +197,7 @@ class Run:
 
     def save(self):
         texts = {name: json.dumps(getattr(self, name)) for name in ("log", "terms", "fingerprint")}
-        with whole(self.path) as beside: torch.save(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, **texts), beside)
+        with replacing(self.path) as beside: torch.save(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, **texts), beside)
 
     def resume(self) -> Run:
         "Take up the state in the folder, if there is one made with the same settings."
@@ -218,7 +218,7 @@ class Run:
             writer.add_scalar(f"{name}/{split}", value, self.step)
 
     def write_log(self):
-        with whole(self.folder/"log.parquet") as beside: pd.DataFrame(self.log).to_parquet(beside)
+        with replacing(self.folder/"log.parquet") as beside: pd.DataFrame(self.log).to_parquet(beside)
 
 # %% ../nbs/15_training.ipynb #c19-09586d0a
 def _guard(loss: float, usual: float | None, run: Run):

