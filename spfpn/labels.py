@@ -53,7 +53,7 @@ class LabelStore:
         "What the store was made with; None when it is empty."
         if not self.shards: return None
         try: return dict(json.loads((pq.read_schema(self.shards[0]).metadata or {})[b"spfpn"]))
-        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error: raise LabelError(f"{self.shards[0]}: not a shard of labels ({error})") from None
+        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error: raise LabelError(f"{self.shards[0]}: not a shard of labels ({str(error).splitlines()[0]})") from None
 
     def check(self, settings: dict):
         "Raise `LabelError` unless the store is empty or was made with `settings`."
