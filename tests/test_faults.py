@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -27,7 +29,7 @@ from spfpn.keypoints import Selection
 from spfpn.labels import LabelError, LabelStore, label_images, match_images
 from spfpn.model import SPFPN, CheckpointError, load, save
 from spfpn.protocols import R1
-from spfpn.results import evaluate
+from spfpn.results import append_metrics, evaluate
 from spfpn.settings import FolderError, Settings, alone, project_root
 from spfpn.training import Run, TrainingError, train_phase1, train_phase2
 from spfpn.workbook import WorkbookError, read_run, record
@@ -225,6 +227,14 @@ def test_a_second_writer_is_told_and_the_first_goes_on(step, begun, reference, t
     assert_same(out, reference, step)
 
 
+def test_evaluations_that_end_at_the_same_time_keep_all_rows(tmp_path):
+    def add(name: str):
+        for k in range(5): append_metrics(tmp_path/"m.parquet", pd.DataFrame([{"protocol": f"R{k}", "set": "s", "detector": name, "value": k}]))
+    with ThreadPoolExecutor() as pool: list(pool.map(add, "abcd"))
+    rows = pd.read_parquet(tmp_path/"m.parquet")
+    assert sorted(zip(rows.detector, rows.protocol)) == [(name, f"R{k}") for name in "abcd" for k in range(5)]
+
+
 # ---- disks and folders that cannot be written to
 
 def call(*arguments):
@@ -288,13 +298,15 @@ def test_phase_1_on_a_full_disk(disk, reference):
 @pytest.mark.parametrize("write, name", [
     (lambda out: save(SPFPN(channels=8), out/"best.safetensors"), "best.safetensors"),
     (lambda out: Run(torch.nn.Linear(300, 300), out, .1, {}).save(), "state.pt"),
+    (lambda out: append_metrics(out/"m.parquet", pd.DataFrame([{"protocol": "R1", "set": "s", "detector": "d"}])), "m.parquet"),
     (lambda out: record(out, "label", images=list(range(9000))), "run.json")])
 def test_a_full_disk_keeps_the_file_that_was_there(write, name, disk):
-    out = disk("256k")
-    (out/name).write_text("{}")
+    out = disk("8m")
+    write(out)
+    before = (out/name).read_bytes()
     fill_up(out)
     with pytest.raises(FolderError, match=f"{name}: cannot be written .* 0.0 MB are free"): write(out)
-    assert (out/name).read_text() == "{}" and not list(out.rglob("*.part"))
+    assert (out/name).read_bytes() == before and not list(out.rglob("*.part"))
 
 
 def test_a_full_disk_is_one_line_on_the_command_line(disk, reference):
