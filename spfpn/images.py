@@ -5,7 +5,7 @@
 # %% ../nbs/02_images.ipynb #c02-457fe0f9
 from __future__ import annotations
 
-import hashlib, re, warnings
+import hashlib, math, re, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -19,21 +19,32 @@ from .geometry import resize_image, sample_homography, translation, warp_image
 from .settings import data_dir, project_root
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'TRAIN_SAMPLES', 'HELD_BACK', 'COCO_LAYOUT', 'HPATCHES_LAYOUT', 'LARGE', 'ImageError', 'read_image',
-           'to_gray', 'ImageSet', 'find_images', 'folder_images', 'sample_images', 'data_folder', 'coco_images',
-           'open_images', 'digest', 'Pair', 'Clip', 'PlanarSequence', 'SequenceSet', 'read_homography',
-           'planar_sequences', 'hpatches', 'warped_samples', 'open_sequences', 'open_clips']
+__all__ = ['SUFFIXES', 'FORMATS', 'MOST_PIXELS', 'TRAIN_SAMPLES', 'HELD_BACK', 'COCO_LAYOUT', 'HPATCHES_LAYOUT', 'LARGE',
+           'ImageError', 'printable', 'read_image', 'to_gray', 'ImageSet', 'find_images', 'folder_images',
+           'sample_images', 'data_folder', 'coco_images', 'open_images', 'digest', 'Pair', 'Clip', 'PlanarSequence',
+           'SequenceSet', 'read_homography', 'planar_sequences', 'hpatches', 'warped_samples', 'open_sequences',
+           'open_clips']
 
 # %% ../nbs/02_images.ipynb #c05-57bc3144
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".webp", ".bmp")
+FORMATS = ("JPEG", "PNG", "PPM", "WEBP", "BMP", "GIF", "TIFF")   # by content, whatever the suffix; not EPS, for which Pillow starts Ghostscript
+MOST_PIXELS = 100_000_000                                         # of one image: a small file can unpack to more memory than there is
 
 class ImageError(ValueError):
     "An image, an image source or a homography file cannot be used; the message names the file or folder."
 
+def printable(path: str | Path) -> str:
+    "A path as one line of text that any file or terminal takes: line breaks, control characters and bytes that are no UTF-8 as escapes."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+
+def _from_16_bit(pixels: np.ndarray) -> np.ndarray:
+    if pixels.min() < 0 or pixels.max() > 65535: raise ValueError("32-bit pixels have no known range")
+    return pixels.astype(np.float32) / 65535
+
 def _array(image: Image.Image) -> np.ndarray:
     "Pixels as float [H, W] or [H, W, 3] in [0, 1]."
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"): return np.asarray(image).astype(np.float32) / 65535   # 16 bit, grey
+    if image.mode.startswith("I"): return _from_16_bit(np.asarray(image))
     if image.mode == "F": raise ValueError("floating-point pixels have no known range")
     if image.mode not in ("L", "RGB"): image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
     return np.asarray(image, dtype=np.float32) / 255
@@ -41,15 +52,19 @@ def _array(image: Image.Image) -> np.ndarray:
 def read_image(path: str | Path) -> Tensor:
     """The image in a file as a float tensor [C, H, W] in [0, 1], C = 1 (grey) or 3 (colour), turned upright by its EXIF tag.
 
-    8 and 16 bit (colour with 16 bit is read with 8). Raises `ImageError` naming the file when it is missing, truncated or not an image.
+    8 and 16 bit (colour with 16 bit is read with 8); transparency is dropped; of several frames, the first. Raises `ImageError` naming the file when it is missing, truncated, not
+    an image, or of more than `MOST_PIXELS`.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image: pixels = _array(image)
-    except FileNotFoundError: raise ImageError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path}: not a readable image ({error})") from None
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # the limit here is our own
+            with Image.open(path, formats=FORMATS) as image:
+                if math.prod(image.size) > MOST_PIXELS: raise Image.DecompressionBombError
+                pixels = _array(image)
+    except FileNotFoundError: raise ImageError(f"{printable(path)}: no such file") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{printable(path)}: more than {MOST_PIXELS:,} pixels, and not unpacked for that; make it smaller, or raise spfpn.images.MOST_PIXELS") from None
+    except (OSError, ValueError, SyntaxError) as error: raise ImageError(f"{printable(path)}: not a readable image ({printable(error)})") from None
     tensor = torch.from_numpy(pixels)
     return tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1).contiguous()
 
@@ -87,10 +102,10 @@ def find_images(folder: Path) -> list[Path]:
 def folder_images(folder: str | Path, limit: int = 0, name: str = "") -> ImageSet:
     "The images under a folder (recursive; frames in the order of their numbers). Raises `ImageError` when there is none."
     folder = Path(folder).expanduser()
-    if not folder.is_dir(): raise ImageError(f"{folder}: no such folder. Give a folder with {', '.join(SUFFIXES)} files (subfolders are searched), or images=samples")
+    if not folder.is_dir(): raise ImageError(f"{printable(folder)}: no such folder. Give a folder with {', '.join(SUFFIXES)} files (subfolders are searched), or images=samples")
     paths = find_images(folder)[:limit or None]
-    if not paths: raise ImageError(f"{folder}: no image in it. Expected {', '.join(SUFFIXES)} files, at any depth")
-    return ImageSet(name or folder.resolve().name, tuple(paths), tuple(p.relative_to(folder).as_posix() for p in paths))
+    if not paths: raise ImageError(f"{printable(folder)}: no image in it. Expected {', '.join(SUFFIXES)} files, at any depth")
+    return ImageSet(name or folder.resolve().name, tuple(paths), tuple(printable(p.relative_to(folder).as_posix()) for p in paths))
 
 # %% ../nbs/02_images.ipynb #c12-f2c58307
 TRAIN_SAMPLES = ("astronaut.png", "brick.png", "chelsea.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg",

@@ -5,7 +5,7 @@
 # %% ../nbs/06_labels.ipynb #c02-4be83921
 from __future__ import annotations
 
-import json, os, zlib
+import json, zlib
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from . import teachers
 from .geometry import sample_homography, valid_mask, warp_image, warp_points
 from .images import ImageError, ImageSet, open_images
 from .keypoints import Keypoints, Selection
-from .settings import Settings, pick_device
+from .settings import Settings, alone, pick_device, replacing
 from .teachers import Matcher, Teacher
 
 # %% auto #0
@@ -28,6 +28,19 @@ __all__ = ['ERODE', 'LabelError', 'LabelStore', 'points_of', 'fill', 'skipped_im
 # %% ../nbs/06_labels.ipynb #c05-a4794d8c
 class LabelError(ValueError):
     "A label store cannot be used as asked; the message names its folder."
+
+def _read(shards: list[Path], columns: list[str] | None = None) -> pa.Table:
+    "The rows of `shards`. Raises `LabelError` naming the one that is not whole."
+    tables = []
+    for shard in shards:
+        try: tables.append(pq.read_table(shard, columns=columns, page_checksum_verification=True))
+        except (OSError, pa.ArrowException) as error: raise LabelError(f"{shard}: not a whole shard of labels ({str(error).splitlines()[0]}). Delete it, and the next run labels its images again") from None
+        if tables[-1].schema != tables[0].schema: raise LabelError(f"{shard}: its columns are not those of {shards[0].name}. Delete it, and the next run labels its images again")
+    return pa.concat_tables(tables)
+
+def _lists_of_numbers(table: pa.Table) -> pa.Table:
+    "Lists that are empty in every row have no type of their own; give them the one that they have elsewhere."
+    return table.cast(pa.schema([f.with_type(pa.list_(pa.float64())) if f.type == pa.list_(pa.null()) else f for f in table.schema]))
 
 class LabelStore:
     "Rows in parquet shards of a folder; a row's `id` is its image's."
@@ -39,8 +52,8 @@ class LabelStore:
     def settings(self) -> dict | None:
         "What the store was made with; None when it is empty."
         if not self.shards: return None
-        try: return json.loads((pq.read_schema(self.shards[0]).metadata or {})[b"spfpn"])
-        except (KeyError, pa.ArrowInvalid) as error: raise LabelError(f"{self.shards[0]}: not a shard of labels ({error})") from None
+        try: return dict(json.loads((pq.read_schema(self.shards[0]).metadata or {})[b"spfpn"]))
+        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error: raise LabelError(f"{self.shards[0]}: not a shard of labels ({str(error).splitlines()[0]})") from None
 
     def check(self, settings: dict):
         "Raise `LabelError` unless the store is empty or was made with `settings`."
@@ -51,21 +64,18 @@ class LabelStore:
 
     def append(self, rows: list[dict], settings: dict):
         "Write one more shard, atomically."
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder/f"part-{len(self.shards):05d}.parquet"
-        table = pa.Table.from_pylist(rows).replace_schema_metadata({b"spfpn": json.dumps(settings).encode()})
-        beside = path.with_suffix(".tmp")
-        pq.write_table(table, beside)
-        os.replace(beside, path)
+        number = int(self.shards[-1].stem.removeprefix("part-")) + 1 if self.shards else 0   # not their count: one may have been deleted
+        table = _lists_of_numbers(pa.Table.from_pylist(rows)).replace_schema_metadata({b"spfpn": json.dumps(settings).encode()})
+        with replacing(self.folder/f"part-{number:05d}.parquet") as beside: pq.write_table(table, beside, write_page_checksum=True)
         self.__dict__.pop("table", None)
 
     @property
-    def ids(self) -> list[str]: return [i for shard in self.shards for i in pq.read_table(shard, columns=["id"])["id"].to_pylist()]
+    def ids(self) -> list[str]: return _read(self.shards, ["id"])["id"].to_pylist() if self.shards else []
 
     @cached_property
     def table(self) -> pa.Table:
         if not self.shards: raise LabelError(f"{self.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb")
-        return pa.concat_tables([pq.read_table(s) for s in self.shards])
+        return _read(self.shards)
 
     def __len__(self) -> int: return sum(pq.read_metadata(s).num_rows for s in self.shards)
     def row(self, i: int) -> dict: return self.table.slice(i, 1).to_pylist()[0]
@@ -107,7 +117,7 @@ def fill(store: LabelStore, images: ImageSet, settings: dict, work: Callable[[li
             bar.update(len(ids))
             if waiting >= shard: store.append(rows, settings); rows, waiting = [], 0
         if rows: store.append(rows, settings)
-    if skipped: (store.folder.mkdir(parents=True, exist_ok=True), (store.folder/"skipped.json").write_text(json.dumps(skipped, indent=1)))
+    with replacing(store.folder/"skipped.json") as beside: beside.write_text(json.dumps(skipped, indent=1))
     if not len(store): raise ImageError(f"{images.name}: none of its {len(images)} images can be read. The first: {next(iter(skipped.values()), 'no image at all')}")
     return store
 
@@ -134,7 +144,7 @@ def label_images(images: ImageSet, teacher: Teacher, folder: str | Path, *, size
         if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate) for i, t in zip(ids, tensors)])
         else: scores = teacher.scores(tensors)
         return [dict(id=i, height=t.shape[-2], width=t.shape[-1], **_columns(k), teacher=teacher.name) for i, t, k in zip(ids, tensors, teacher.points(scores))]
-    return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, progress=progress)
+    with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, progress=progress)
 
 def image_generator(seed: int, name: str) -> torch.Generator:
     "A generator of an image's own: its randomness does not depend on which images came before, or on where a run was resumed."
@@ -186,7 +196,7 @@ def match_images(images: ImageSet, teacher: Teacher, match: Matcher, folder: str
                 H = sample_homography(tuple(image.shape[-2:]), generator)
                 rows.append(dict(id=name, view=k, height=image.shape[-2], width=image.shape[-1], **_match(teacher, match, image, points, H, verify), teacher=teacher.name))
         return rows
-    return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, progress=progress)
+    with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, progress=progress)
 
 # %% ../nbs/06_labels.ipynb #c21-by-settings
 def _teacher(settings: Settings) -> Teacher:

@@ -11,7 +11,7 @@ from pathlib import Path
 import timm, torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -19,6 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from . import __version__
 from .images import to_gray
 from .keypoints import MapDetector, Selection
+from .settings import replacing
 
 # %% auto #0
 __all__ = ['STRIDES', 'HEADS', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'SPFPN', 'CheckpointError',
@@ -135,14 +136,19 @@ class SPFPN(nn.Module):
 class CheckpointError(ValueError):
     "A file is not a checkpoint of this student; the message names it."
 
+def _in_order(data: bytes) -> bytes:
+    "A safetensors file with its header in alphabetical order: the library writes metadata in another order each time, and equal students should be equal files."
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
 def save(model: SPFPN, path: str | Path, **meta) -> Path:
     "Write `model` with its architecture (and JSON-able `meta`) to a safetensors file, atomically."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     header = dict(spfpn=__version__, config=model.config, low=model.low, high=model.high, start=model.start, **meta)
-    beside = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, beside, metadata={k: json.dumps(v) for k, v in header.items()})
-    os.replace(beside, path)
-    return path
+    data = to_bytes({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, metadata={k: json.dumps(v) for k, v in header.items()})
+    with replacing(path) as beside: beside.write_bytes(_in_order(data))
+    return Path(path)
 
 def read_header(path: str | Path) -> dict:
     "What a checkpoint says of itself: config, low, high, version, settings… Raises `CheckpointError`."
@@ -151,14 +157,14 @@ def read_header(path: str | Path) -> dict:
     try:
         with safe_open(path, "pt") as file: header = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
     except (SafetensorError, OSError, json.JSONDecodeError) as error: raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
-    if "config" not in header: raise CheckpointError(f"{path}: a safetensors file, but not one of spfpn's checkpoints")
+    if not {"config", "low", "high", "start"} <= header.keys(): raise CheckpointError(f"{path}: a safetensors file, but not one of spfpn's checkpoints")
     return header
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> SPFPN:
     "The student in a checkpoint, in eval mode on `device`. Raises `CheckpointError`."
     header = read_header(path)
     try: model = SPFPN(**header["config"])
-    except (TypeError, ValueError) as error: raise CheckpointError(f"{path}: written by spfpn {header.get('spfpn')} for a student this version cannot build ({error})") from None
+    except (TypeError, ValueError, RuntimeError) as error: raise CheckpointError(f"{path}: written by spfpn {header.get('spfpn')} for a student this version cannot build ({error})") from None
     with safe_open(Path(path), "pt") as file: tensors = {k: file.get_tensor(k) for k in file.keys()}
     try: model.load_state_dict(tensors)
     except RuntimeError as error: raise CheckpointError(f"{path}: its tensors are not those of {header['config']} ({str(error).splitlines()[-1].strip()})") from None

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from .figures import curves, data_uri, lines_figure, table
 from .labels import LabelStore
 from .results import beside_published, curves_of, readable, summarise
+from .settings import replacing
 from .workbook import read_run
 
 # %% auto #0
@@ -174,6 +175,5 @@ def write_report(out: Path, pictures: dict[str, Image.Image] | None = None) -> P
                 labels_section(out, run), skipped_section(run), facts_section(out, run)]
     page = PAGE.format(title=escape(f"spfpn · {out.name}"), style=STYLE, script=get_plotlyjs(), sections="\n".join(sections),
                        about=escape(" · ".join(f"{k.replace('_', ' ')} {v}" for k, v in about.items())))
-    beside = out/"report.html.part"
-    beside.write_text(page, encoding="utf-8")
-    return beside.replace(out/"report.html")
+    with replacing(out/"report.html") as beside: beside.write_text(page, encoding="utf-8")
+    return out/"report.html"

@@ -5,17 +5,19 @@
 # %% ../nbs/13_results.ipynb #c02-fe771fdc
 from __future__ import annotations
 
-import json, os, platform
+import json, platform
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from .detectors import build
 from .images import SequenceSet
 from .protocols import area_under_curve, average_precision, precision_recall
+from .settings import replacing
 from .views import Kept
 
 # %% auto #0
@@ -194,14 +196,13 @@ def beside_published(summary: pd.DataFrame) -> pd.DataFrame:
 def append_metrics(path: str | Path, rows: pd.DataFrame) -> pd.DataFrame:
     "Add `rows` to a parquet file in place of those of the same protocol, set and detector; returns all rows."
     path = Path(path)
-    if path.is_file():
-        old = pd.read_parquet(path)
-        stale = pd.MultiIndex.from_frame(old[KEYS]).isin(pd.MultiIndex.from_frame(rows[KEYS]))
-        rows = pd.concat([old[~stale], rows], ignore_index=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    rows.to_parquet(beside)
-    os.replace(beside, path)
+    with FileLock(path.with_name(f".{path.name}.lock")):   # two evaluations may end at once
+        if path.is_file():
+            old = pd.read_parquet(path)
+            stale = pd.MultiIndex.from_frame(old[KEYS]).isin(pd.MultiIndex.from_frame(rows[KEYS]))
+            rows = pd.concat([old[~stale], rows], ignore_index=True)
+        with replacing(path) as beside: rows.to_parquet(beside)
     return rows
 
 def read_metrics(path: str | Path) -> pd.DataFrame:

@@ -5,15 +5,19 @@
 # %% ../nbs/00_settings.ipynb #c03-6d2227f7
 from __future__ import annotations
 
-import configparser, os, typing
+import configparser, math, os, shutil, typing
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST', 'ABOVE_ZERO', 'TYPES', 'TRUTHS', 'SettingsError', 'Settings', 'project_root', 'settings_file',
-           'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'pick_device']
+           'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'pick_device', 'FolderError', 'alone', 'replacing']
 
 # %% ../nbs/00_settings.ipynb #c06-958b4766
 class SettingsError(ValueError):
@@ -108,8 +112,10 @@ AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1,
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 
 def _check(name: str, value):
+    if isinstance(value, float) and not math.isfinite(value): raise SettingsError(f"{name}={value!r}: must be finite")
     if name in CHOICES and value not in CHOICES[name]: raise SettingsError(f"{name}={value!r}: choose one of {', '.join(CHOICES[name])}")
     if name in AT_LEAST and not value >= AT_LEAST[name]: raise SettingsError(f"{name}={value!r}: must be at least {AT_LEAST[name]}")
+    if name == "seed" and value >= 2**63: raise SettingsError(f"seed={value!r}: must be below 2**63, as torch's generators need it")
     if name == "crop" and 0 < value < 32: raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")
     if name in ABOVE_ZERO and not value > 0: raise SettingsError(f"{name}={value!r}: must be above 0")
     if name == "val_share" and not 0 < value < 1: raise SettingsError(f"{name}={value!r}: must lie between 0 and 1")
@@ -126,6 +132,7 @@ def _parse(name: str, value):
         if kind is bool: return value if isinstance(value, bool) else TRUTHS[str(value).strip().lower()]
         if kind is int and isinstance(value, float) and value != int(value): raise ValueError
         if kind in (int, float) and isinstance(value, bool): raise ValueError
+        if kind is str and not isinstance(value, (str, os.PathLike)): raise ValueError
         return kind(value.strip() if isinstance(value, str) else value)
     except (KeyError, ValueError, TypeError, OverflowError):
         raise SettingsError(f"{name}={value!r}: expected {kind.__name__}") from None
@@ -144,8 +151,8 @@ def settings_file() -> configparser.ConfigParser:
     "`settings.ini` as parsed; empty when there is none."
     parser = configparser.ConfigParser(interpolation=None)
     path = project_root()/"settings.ini"
-    try: parser.read(path)
-    except configparser.Error as error: raise SettingsError(f"{path}: {error}") from None
+    try: parser.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error: raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
     return parser
 
 def _path(key: str) -> Path | None:
@@ -173,3 +180,34 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto": name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try: return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error: raise SettingsError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+
+# %% ../nbs/00_settings.ipynb #c21-whole
+class FolderError(OSError):
+    "A folder cannot be written to, or another run is writing there; the message names it."
+
+@contextmanager
+def alone(folder: str | Path) -> Iterator[None]:
+    "Hold the lock of `folder`, which is made if it is missing. Raises `FolderError` at once when somebody else holds it, or when it cannot be written to."
+    lock = FileLock(Path(folder)/".lock")
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout: raise FolderError(f"{folder}: another run is writing there; wait for it, or name another folder with --out") from None
+    except OSError as error: raise FolderError(f"{folder}: cannot be written to ({error.strerror or error}); name another folder with --out") from None
+    try: yield
+    finally: lock.release()
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    "A place beside `path` to write to: it becomes `path` when all is written, and is removed when that fails. Raises `FolderError` naming `path`."
+    path = Path(path)
+    beside = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        os.replace(beside, path)
+    except (OSError, RuntimeError, SafetensorError) as error:   # torch and safetensors have their own ways of saying that a disk is full
+        free = f"{shutil.disk_usage(path.parent).free / 2**20:.1f} MB are free there" if path.parent.is_dir() else "its folder cannot be made"
+        raise FolderError(f"{path}: cannot be written ({str(error).splitlines()[0]}; {free})") from error
+    finally:
+        with suppress(OSError): beside.unlink(missing_ok=True)

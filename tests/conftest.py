@@ -1,8 +1,16 @@
-"Notebooks that the tests write, and a place for what the library writes."
+"Notebooks that the tests write, a place for what the library writes, and how many examples hypothesis makes up."
+import os
 from pathlib import Path
 
 import nbformat
 import pytest
+from hypothesis import HealthCheck, settings
+
+# the same hundred examples each time, or with `make test-all` ten thousand new ones
+common = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+settings.register_profile("quick", max_examples=100, derandomize=True, **common)
+settings.register_profile("thorough", max_examples=10_000, print_blob=True, **common)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture

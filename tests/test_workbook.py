@@ -7,9 +7,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from filelock import FileLock
 
-from spfpn.settings import Settings, SettingsError, project_root
+from spfpn.settings import FolderError, Settings, SettingsError, alone, project_root
 from spfpn.workbook import (WorkbookError, parameters_of, plan, read_run, record, run_info, run_folder,
                             run_workbook, workbook_notebooks)
 
@@ -134,9 +133,8 @@ def test_a_folder_with_braces(tmp_path, write_notebook):
 
 
 def test_a_second_run_on_the_same_folder_is_refused(toy, tmp_path):
-    (tmp_path/"toy").mkdir()
-    with FileLock(tmp_path/"toy"/".run.lock"):
-        with pytest.raises(WorkbookError, match="another run"): toy()
+    with alone(tmp_path/"toy"):
+        with pytest.raises(FolderError, match="another run"): toy()
 
 
 @pytest.mark.parametrize("name", ["../escape", "", "a/b", ".hidden", "a b"])
