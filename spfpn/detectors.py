@@ -153,7 +153,7 @@ def _as_tensor(x) -> Tensor:
     if isinstance(x, (str, Path)): return read_image(x)
     if isinstance(x, Image.Image): x = _array(x)
     if isinstance(x, np.ndarray):
-        try: x = torch.from_numpy(np.ascontiguousarray(x))   # a view with negative strides, as BGR turned round, is no tensor
+        try: x = torch.from_numpy(np.array(x, order="C"))   # a copy: tensors take no negative strides (BGR turned round), and warn of read-only memory
         except (TypeError, ValueError) as error: raise ImageError(f"an array of {x.dtype} is no image ({error})") from None
         return x.permute(2, 0, 1) if x.dim() == 3 else x
     if isinstance(x, Tensor): return x
