@@ -132,7 +132,7 @@ def build(spec: str | Path, selection: Selection = Selection(), device: str = 'c
     """The detector that `spec` names: one of `CLASSICAL`, one of the teachers, one of `shipped`, the path of a student (`*.safetensors`), or a function as `own_function` takes it.
 
     `selection` decides which places become keypoints, `device` where a network runs.
-    Raises ValueError for an unknown name, FileNotFoundError for a checkpoint that is not there."""
+    Raises ValueError for an unknown name, `CheckpointError` (one too) for a checkpoint that is not there or not whole."""
     name, ours = str(spec), shipped()
     if name in CLASSICAL:
         kind, function = CLASSICAL[name]
