@@ -151,12 +151,12 @@ FULL = {torch.uint8: 255, torch.uint16: 65535}   # white
 
 def _as_tensor(x) -> Tensor:
     if isinstance(x, (str, Path)): return read_image(x)
-    if isinstance(x, Image.Image): x = _array(x)
-    if isinstance(x, np.ndarray):
-        try: x = torch.from_numpy(np.array(x, order="C"))   # a copy: tensors take no negative strides (BGR turned round), and warn of read-only memory
-        except (TypeError, ValueError) as error: raise ImageError(f"an array of {x.dtype} is no image ({error})") from None
-        return x.permute(2, 0, 1) if x.dim() == 3 else x
     if isinstance(x, Tensor): return x
+    if isinstance(x, (Image.Image, np.ndarray)):
+        # a copy: tensors take no negative strides (BGR turned round), and warn of read-only memory
+        try: image = torch.from_numpy(np.array(_array(x) if isinstance(x, Image.Image) else x, order="C"))
+        except (OSError, TypeError, ValueError) as error: raise ImageError(f"this {type(x).__name__} is no image ({error})") from None
+        return image.permute(2, 0, 1) if image.dim() == 3 else image
     raise ImageError(f"an image is a path, a PIL image, a numpy array or a tensor, not a {type(x).__name__}")
 
 def as_image(x) -> Tensor:

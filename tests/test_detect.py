@@ -77,6 +77,7 @@ def test_a_batch_is_a_batch_still(photo):
     (np.zeros((40, 60), np.int64), "int64"),
     (np.zeros((40, 60), object), "object"),
     (torch.zeros(2, 3, 40, 60).numpy(), r"\[2, 3, 40, 60\]"),
+    (Image.new("F", (60, 40)), "no known range"),
     (torch.zeros(2, 40, 60), r"\[2, 40, 60\]"),
     (None, "NoneType"),
     ("nowhere.jpg", "nowhere.jpg: no such file"),
