@@ -5,8 +5,7 @@
 # %% ../nbs/19_cli.ipynb #c03-dadd3d6b
 from __future__ import annotations
 
-import json, os, subprocess, sys
-from collections import Counter
+import io, json, os, subprocess, sys
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -19,9 +18,10 @@ from . import __version__
 
 # %% auto #0
 __all__ = ['app', 'Profile', 'Parameters', 'RunFolder', 'train', 'ALL', 'evaluate', 'Detectors', 'Sequences', 'Limit', 'Device',
-           'Metrics', 'Again', 'MetricsFile', 'Commands', 'main', 'run', 'label', 'phase1', 'phase2', 'show_table',
-           'show_results', 'repeatability', 'homography', 'detection', 'stability', 'results', 'compare',
-           'newest_student', 'to_frame', 'to_json', 'detect', 'export_onnx', 'export', 'explore']
+           'Metrics', 'Again', 'MetricsFile', 'OVERLAY', 'FORMATS', 'Commands', 'main', 'run', 'label', 'phase1',
+           'phase2', 'show_table', 'show_results', 'repeatability', 'homography', 'detection', 'stability', 'results',
+           'compare', 'newest_student', 'default_student', 'to_frame', 'to_json', 'to_npz', 'to_colmap', 'to_png',
+           'named_images', 'detect', 'export_onnx', 'export', 'explore']
 
 # %% ../nbs/19_cli.ipynb #c06-19321d82
 def _exit_code(error: Exception) -> int | None:
@@ -209,6 +209,11 @@ def newest_student() -> Path:
         if found: return found[-1]
     raise FileNotFoundError(f"no student in {outputs_dir()} yet: `spfpn run` trains one, or name another detector with --checkpoint")
 
+def default_student() -> str:
+    "The student that comes with the package, or the newest of a run. Raises `FileNotFoundError` when there is neither."
+    from spfpn.detectors import DEFAULT, shipped
+    return DEFAULT if DEFAULT in shipped() else str(newest_student())
+
 def to_frame(found: dict):
     "Keypoints of several images, {path: Keypoints}, as a table: image, x, y, score."
     import pandas as pd
@@ -221,58 +226,100 @@ def to_json(found: dict) -> str:
     return json.dumps(images, indent=1)
 
 # %% ../nbs/19_cli.ipynb #c24-4155a321
-def _detect_all(detector, images: list[Path]) -> tuple[dict, list[Path]]:
-    "Keypoints of each readable image, and those that are not."
-    from spfpn.images import ImageError, read_image, to_gray
-    found, broken = {}, []
-    for path in images:
-        try: found[path] = detector.detect(to_gray(read_image(path))[None])[0]
-        except ImageError as error:
-            typer.echo(f"error: {error}", err=True)
-            broken.append(path)
-    return found, broken
+def to_npz(points, image) -> bytes:
+    "An .npz of the keypoints of an image [C, H, W]: `keypoints` [N, 2] (x, y), `scores` [N], `size` (height, width)."
+    import numpy as np
+    file = io.BytesIO()
+    np.savez(file, keypoints=points.xy.numpy(), scores=points.scores.numpy(), size=np.array(image.shape[-2:]))
+    return file.getvalue()
 
-def _write_overlays(found: dict, folder: Path):
-    "A picture of each image with its keypoints; images of the same name are numbered."
+def to_colmap(points, image) -> bytes:
+    "The keypoints of an image [C, H, W], with upright SIFT, as COLMAP's `feature_importer` reads them; there the first pixel's centre is (0.5, 0.5)."
+    from spfpn.images import to_gray
+    from spfpn.views import SIFT_SIZE, sift_descriptors
+    found = (512 * sift_descriptors(to_gray(image), points.xy)).round().clamp(max=255).int().tolist() if len(points) else []
+    lines = [f"{x + .5:.3f} {y + .5:.3f} {SIFT_SIZE / 2:g} 0 {' '.join(map(str, d))}" for (x, y), d in zip(points.xy.tolist(), found)]
+    return "\n".join([f"{len(points)} 128", *lines, ""]).encode()
+
+def to_png(points, image) -> bytes:
+    "A picture of an image [C, H, W] with its keypoints."
     from spfpn.figures import picture
-    from spfpn.images import read_image
-    names = Counter(path.stem for path in found)
-    for i, (path, points) in enumerate(found.items(), 1):
-        name = path.stem if names[path.stem] == 1 else f"{path.stem}_{i}"
-        picture(read_image(path), points).save(folder/f"{name}_keypoints.png")
+    file = io.BytesIO()
+    picture(image, points).save(file, "PNG")
+    return file.getvalue()
+
+OVERLAY = ".keypoints.png"
+FORMATS = {".npz": to_npz, ".txt": to_colmap, OVERLAY: to_png}   # what a file's name ends with, behind the image's whole name
+
+# %% ../nbs/19_cli.ipynb #c24c-7c1d5e03
+def named_images(places: list[Path]) -> dict[Path, str]:
+    "The images that `places`, files or folders, stand for, each with its path as seen from the folder that all of them share. Raises `ImageError` for a folder without images."
+    from spfpn.images import folder_images
+    root = os.path.commonpath([os.path.abspath(p if p.is_dir() else p.parent) for p in places])
+    images = [p for place in places for p in ([i for i in folder_images(place).paths if not i.name.endswith(OVERLAY)] if place.is_dir() else [place])]
+    return {path: os.path.relpath(path, root) for path in images}
+
+def _write(path: Path, content: bytes):
+    "The file at `path`, and its folder, or nothing: it is renamed when it is whole."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(content)
+    os.replace(beside, path)
+
+def _detect_all(detector, images: dict[Path, str], formats: list[str], folder: Path) -> tuple[dict, list[Path]]:
+    "Keypoints of each readable image, with a file in `folder` for each of `formats`; and the images that are not readable."
+    from tqdm import tqdm
+    from spfpn.images import ImageError, read_image
+    found, broken = {}, []
+    for path, name in tqdm(images.items(), unit="image", leave=False, disable=None if len(images) > 1 else True):
+        try: image = read_image(path)
+        except ImageError as error:
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            broken.append(path)
+            continue
+        found[path] = detector.detect(image)
+        for end in formats: _write(folder/f"{name}{end}", FORMATS[end](found[path], image))
+    return found, broken
 
 # %% ../nbs/19_cli.ipynb #c25-922e3834
 @app.command()
 def detect(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...")],
-    checkpoint: Annotated[Optional[str], typer.Option(help="A student's .safetensors, or the name of another detector; the newest student among the runs when not given.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="A folder for keypoints.json, keypoints.csv and overlays; tables go to the terminal when not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Keypoints as JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Keypoints as CSV.")] = False,
-    overlay: Annotated[bool, typer.Option("--overlay", help="A picture of each image with its keypoints, in --out (or here).")] = False,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files, or folders, which are searched with their subfolders.")],
+    checkpoint: Annotated[Optional[str], typer.Option(help="A student's .safetensors, or the name of another detector; the package's student when not given, or the newest among the runs.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="A folder for what is written; JSON and CSV go to the terminal, the others here, when not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Keypoints as JSON, keypoints.json.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Keypoints as CSV, keypoints.csv.")] = False,
+    npz: Annotated[bool, typer.Option("--npz", help="NAME.npz an image: keypoints [N, 2], scores [N], size (height, width).")] = False,
+    colmap: Annotated[bool, typer.Option("--colmap", help="NAME.txt an image, for COLMAP's feature_importer; descriptors are upright SIFT.")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help=f"NAME{OVERLAY} an image: a picture of it with its keypoints.")] = False,
     max_keypoints: Annotated[int, typer.Option(min=1)] = 1000,
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Lowest score of a keypoint.")] = 0.0,
     device: Device = "auto",
 ):
     "Find the keypoints of photographs."
-    from spfpn.detectors import build
-    from spfpn.keypoints import Selection
-    from spfpn.settings import pick_device
-    spec = checkpoint or str(newest_student())
+    from spfpn.detectors import load
+    spec, places = checkpoint or default_student(), named_images(images)
     typer.echo(f"detector: {spec}", err=True)
-    found, broken = _detect_all(build(spec, Selection(max_keypoints, nms_radius, threshold), pick_device(device)), images)
-    _write_keypoints(found, out, as_json, as_csv, overlay)
+    formats = [end for end, wanted in zip(FORMATS, (npz, colmap, overlay)) if wanted]
+    found, broken = _detect_all(load(spec, max_keypoints, nms_radius, threshold, device=device), places, formats, out or Path())
+    if colmap: _warn_of_turned(found)
+    _show_keypoints(found, out, as_json, as_csv)
     if broken: raise typer.Exit(2)
 
-def _write_keypoints(found: dict, out: Path | None, as_json: bool, as_csv: bool, overlay: bool):
-    "What `detect` was asked for: files in `out`, or text on the terminal; only counts when nothing was."
+def _warn_of_turned(paths):
+    "COLMAP takes pixels as they lie in the file: keypoints of an image that its EXIF tag turns would lie elsewhere."
+    from PIL import Image
+    for path in paths:
+        with Image.open(path) as image: turned = image.getexif().get(0x0112, 1) != 1
+        if turned: typer.echo(f"warning: {path}: its EXIF tag turns it, which COLMAP does not do; turn the file itself (exiftran -ai, mogrify -auto-orient) and detect again", err=True)
+
+def _show_keypoints(found: dict, out: Path | None, as_json: bool, as_csv: bool):
+    "JSON and CSV into `out`, or onto the terminal; only counts when neither was asked for."
     texts = {"keypoints.json": to_json(found) if as_json else "", "keypoints.csv": to_frame(found).to_csv(index=False) if as_csv else ""}
-    if out: out.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        if text and out: (out/name).write_text(text, encoding="utf-8")
+        if text and out: _write(out/name, text.encode())
         elif text: typer.echo(text)
-    if overlay: _write_overlays(found, out or Path())
     if not (as_json or as_csv):
         for path, points in found.items(): typer.echo(f"{path}: {len(points)} keypoints")
 

@@ -13,16 +13,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from .images import digest, to_gray
+from . import model as student
+from .images import ImageError, _array, digest, read_image, to_gray
 from .keypoints import Detector, Keypoints, MapDetector, Selection, select_points
-from .model import StudentDetector, load
+from .settings import pick_device
 from .teachers import TEACHERS, teacher
 
 # %% auto #0
-__all__ = ['fast', 'sift', 'CLASSICAL', 'harris', 'shi', 'gray_arrays', 'ResponseDetector', 'opencv_points', 'chance',
-           'PointDetector', 'own_function', 'own_points', 'build']
+__all__ = ['fast', 'sift', 'WEIGHTS', 'CLASSICAL', 'FULL', 'DEFAULT', 'harris', 'shi', 'gray_arrays', 'ResponseDetector',
+           'opencv_points', 'chance', 'PointDetector', 'shipped', 'own_function', 'own_points', 'build', 'as_image',
+           'EasyDetector', 'load']
 
 # %% ../nbs/10_detectors.ipynb #c06-fa036dc2
 def harris(image: np.ndarray) -> np.ndarray:
@@ -83,6 +86,13 @@ class PointDetector:
         xy = torch.as_tensor(np.asarray(xy, np.float32).reshape(-1, 2))
         return select_points(Keypoints(xy, torch.as_tensor(np.asarray(scores, np.float32))), size, self.selection)
 
+# %% ../nbs/10_detectors.ipynb #c15a-51b0a1c1
+WEIGHTS = Path(importlib.util.find_spec("spfpn").origin).parent/"weights"
+
+def shipped() -> dict[str, Path]:
+    "The students that come with the package: the name of each, and its checkpoint."
+    return {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
+
 # %% ../nbs/10_detectors.ipynb #c15b-8226e4a8
 def own_function(spec: str) -> tuple[Callable, Path]:
     """The function that `package.module:function` or `path/file.py[:function]` names, and the file it stands in.
@@ -116,18 +126,71 @@ def own_points(spec: str, function: Callable) -> Callable:
 # %% ../nbs/10_detectors.ipynb #c16-dbb9364c
 CLASSICAL = dict(harris=(ResponseDetector, harris), shi=(ResponseDetector, shi), fast=(PointDetector, fast), sift=(PointDetector, sift), random=(PointDetector, chance))
 
+def _student(path: Path, name: str, selection: Selection, device) -> Detector: return student.StudentDetector(student.load(path, device), selection, name, digest(path))
+
 def build(spec: str | Path, selection: Selection = Selection(), device: str = 'cpu') -> Detector:
-    """The detector that `spec` names: one of `CLASSICAL`, one of the teachers, the path of a student (`*.safetensors`), or a function as `own_function` takes it.
+    """The detector that `spec` names: one of `CLASSICAL`, one of the teachers, one of `shipped`, the path of a student (`*.safetensors`), or a function as `own_function` takes it.
 
     `selection` decides which places become keypoints, `device` where a network runs.
-    Raises ValueError for an unknown name, FileNotFoundError for a checkpoint that is not there."""
-    name = str(spec)
+    Raises ValueError for an unknown name, `CheckpointError` (one too) for a checkpoint that is not there or not whole."""
+    name, ours = str(spec), shipped()
     if name in CLASSICAL:
         kind, function = CLASSICAL[name]
         return kind(name, function, selection, f"opencv {cv2.__version__}, numpy {np.__version__}")
     if name in TEACHERS: return teacher(name, selection, device)
-    if name.endswith('.safetensors'): return StudentDetector(load(name, device), selection, '/'.join(Path(name).resolve().with_suffix('').parts[-3:]), digest(Path(name)))
+    if name in ours: return _student(ours[name], name, selection, device)
+    if name.endswith('.safetensors'): return _student(Path(name), '/'.join(Path(name).resolve().with_suffix('').parts[-3:]), selection, device)
     if name.endswith('.py') or ':' in name:
         function, file = own_function(name)
         return PointDetector(name, own_points(name, function), selection, digest(file))
-    raise ValueError(f"unknown detector {name!r}; known: {', '.join([*CLASSICAL, *TEACHERS])}, the path of a student's .safetensors, or FILE.py:FUNCTION")
+    students = f"the students of this package ({', '.join(ours)})" if ours else "the students of this package (none is in it yet: `spfpn run` trains one)"
+    raise ValueError(f"unknown detector {name!r}; known: {', '.join([*CLASSICAL, *TEACHERS])}, {students}, the path of a student's .safetensors, or FILE.py:FUNCTION")
+
+# %% ../nbs/10_detectors.ipynb #c17e-51b0a1c3
+FULL = {torch.uint8: 255, torch.uint16: 65535}   # white
+
+def _as_tensor(x) -> Tensor:
+    if isinstance(x, (str, Path)): return read_image(x)
+    if isinstance(x, Tensor): return x
+    if isinstance(x, (Image.Image, np.ndarray)):
+        # a copy: tensors take no negative strides (BGR turned round), and warn of read-only memory
+        try: image = torch.from_numpy(np.array(_array(x) if isinstance(x, Image.Image) else x, order="C"))
+        except (OSError, TypeError, ValueError) as error: raise ImageError(f"this {type(x).__name__} is no image ({error})") from None
+        return image.permute(2, 0, 1) if image.dim() == 3 else image
+    raise ImageError(f"an image is a path, a PIL image, a numpy array or a tensor, not a {type(x).__name__}")
+
+def as_image(x) -> Tensor:
+    """`x` as a float tensor [C, H, W] in [0, 1], C = 1 (grey) or 3 (RGB): the path of a file, a PIL image, a numpy array [H, W] or [H, W, 3], a tensor [H, W] or [C, H, W].
+
+    Pixels are uint8, uint16, or floating in [0, 1]. OpenCV reads BGR: turn it round, `image[..., ::-1]`. Raises `ImageError` for what is no image, or of another shape or range."""
+    image = _as_tensor(x)
+    shape, kind = list(getattr(x, "shape", image.shape)), image.dtype
+    if image.dim() == 2: image = image[None]
+    if image.dim() != 3 or len(image) not in (1, 3) or not image.numel():
+        raise ImageError(f"an image has the shape [H, W] or [H, W, 3] as an array, [H, W] or [C, H, W] with C 1 or 3 as a tensor, and at least one pixel; this has {shape}")
+    if kind not in FULL and not kind.is_floating_point: raise ImageError(f"pixels are uint8, uint16, or floating in [0, 1]; these are {kind}")
+    image = image.float() / FULL.get(kind, 1)
+    low, high = image.min().item(), image.max().item()
+    if not 0 <= low <= high <= 1: raise ImageError(f"floating pixels must lie in [0, 1]; these lie in [{low:.3g}, {high:.3g}]: divide by the value of white, or clip")
+    return image
+
+# %% ../nbs/10_detectors.ipynb #c17h-51b0a1c6
+DEFAULT = "spfpn-s"
+
+class EasyDetector:
+    "A `Detector` whose `detect` also takes a single image, as `as_image` does: the `Keypoints` of it."
+    def __init__(self, detector: Detector):
+        self.detector, self.name, self.selection = detector, detector.name, detector.selection
+        self.version, self.device = getattr(detector, "version", ""), getattr(detector, "device", "cpu")
+
+    def detect(self, images) -> Keypoints | list[Keypoints]:
+        "`Keypoints` of one image, in pixels of it, best first; of a batch [B, C, H, W] in [0, 1] a list of them. Raises `ImageError` as `as_image` does."
+        if isinstance(images, Tensor) and images.dim() == 4: return self.detector.detect(images)
+        return self.detector.detect(to_gray(as_image(images))[None])[0]
+
+def load(name: str | Path = DEFAULT, max_keypoints: int = 1000, nms_radius: int = 4, threshold: float = 0.0, subpixel: bool = True, device: str = "cpu") -> EasyDetector:
+    """A detector for images as they come: the package's student, or whatever `build` takes. Also known as `spfpn.load`.
+
+    At most `max_keypoints`, `nms_radius` px apart, scores above `threshold`, between pixels with `subpixel` (where the detector scores every pixel); `device` may be auto.
+    Raises as `build` does, and `SettingsError` for a device that is not there."""
+    return EasyDetector(build(name, Selection(max_keypoints, nms_radius, threshold, subpixel=subpixel), pick_device(device)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import cv2
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,6 +40,15 @@ class Keypoints:
     def top(self, n: int) -> Keypoints:
         "The best `n` by score, best first; equal scores keep their order."
         return self.select(torch.argsort(self.scores, descending=True, stable=True)[:n])
+
+    def to_cv2(self, size: float = 10.0) -> list[cv2.KeyPoint]:
+        "The same as OpenCV's keypoints, in this order: upright, `size` px across (what OpenCV's descriptors take their window from); `response` is the score."
+        return [cv2.KeyPoint(x, y, size, 0, score) for (x, y), score in zip(self.xy.tolist(), self.scores.tolist())]
+
+    def to_lafs(self, scale: float = 16.0) -> Tensor:
+        "The same as kornia's local affine frames [1, N, 2, 3]: upright, reaching `scale` px from each point, so that a patch of 2·`scale` pixels has the image's own resolution."
+        upright = (scale * torch.eye(2)).to(self.xy).expand(len(self), 2, 2)
+        return torch.cat((upright, self.xy[..., None]), -1)[None]
 
 # %% ../nbs/04_keypoints.ipynb #c08-9dbd7bcd
 def suppress(scores: Tensor, radius: int) -> Tensor:

@@ -110,7 +110,7 @@ def test_detect_writes_what_is_asked_for(photo, tmp_path):
     table = pd.read_csv(tmp_path/"found"/"keypoints.csv")
     assert image["image"] == str(photo) and 4 <= len(image["keypoints"]) == len(table) <= 7
     assert table.x.between(0, 100).all() and table.y.between(0, 66).all() and table.score.is_monotonic_decreasing
-    assert Image.open(tmp_path/"found"/"photo_keypoints.png").size == (101, 67)
+    assert Image.open(tmp_path/"found"/"photo.png.keypoints.png").size == (101, 67)
 
 
 def test_detect_with_a_student_of_any_size(photo, student):
@@ -126,6 +126,7 @@ def test_detect_names_the_broken_file_and_reads_the_others(photo, tmp_path):
 
 def test_detect_without_a_student_says_how_to_get_one(photo, tmp_path, monkeypatch):
     monkeypatch.setattr("spfpn.settings.outputs_dir", lambda: tmp_path)
+    monkeypatch.setattr("spfpn.detectors.WEIGHTS", tmp_path)
     result = call("detect", photo)
     assert result.exit_code == 2 and "spfpn run" in result.output
 
