@@ -5,7 +5,7 @@
 # %% ../nbs/02_images.ipynb #c02-457fe0f9
 from __future__ import annotations
 
-import hashlib, math, re, warnings
+import hashlib, math, re, warnings, zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -20,10 +20,10 @@ from .settings import data_dir, project_root
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'FORMATS', 'MOST_PIXELS', 'TRAIN_SAMPLES', 'HELD_BACK', 'COCO_LAYOUT', 'HPATCHES_LAYOUT', 'LARGE',
-           'ImageError', 'printable', 'read_image', 'to_gray', 'ImageSet', 'find_images', 'folder_images',
-           'sample_images', 'data_folder', 'coco_images', 'open_images', 'digest', 'Pair', 'Clip', 'PlanarSequence',
-           'SequenceSet', 'read_homography', 'planar_sequences', 'hpatches', 'warped_samples', 'open_sequences',
-           'open_clips']
+           'MOST_WARPED', 'ImageError', 'printable', 'read_image', 'to_gray', 'ImageSet', 'find_images',
+           'folder_images', 'sample_images', 'data_folder', 'coco_images', 'open_images', 'digest', 'Pair', 'Clip',
+           'PlanarSequence', 'SequenceSet', 'read_homography', 'planar_sequences', 'hpatches', 'held_back',
+           'warped_images', 'warped_samples', 'warped_folder', 'open_sequences', 'open_clips']
 
 # %% ../nbs/02_images.ipynb #c05-57bc3144
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".webp", ".bmp")
@@ -281,16 +281,34 @@ def _photo_sequences(name: str, image: Tensor, generator: torch.Generator) -> tu
     eye = tuple(torch.eye(3, dtype=torch.float64) for _ in range(views))
     return PlanarSequence(f"i_{name}", "i", (image, *exposures), eye), PlanarSequence(f"v_{name}", "v", (image, *warps), Hs)
 
+def held_back(ids, share: float = 0.1) -> list[str]:
+    "The `share` of image ids (one at least) that training never sees: chosen by the ids alone, whatever their order and the seed."
+    by_chance = sorted(set(ids), key=lambda name: zlib.crc32(name.encode()))
+    return by_chance[:max(1, round(share * len(by_chance)))]
+
+def warped_images(images: ImageSet, names: tuple[str, ...], limit: int = 0, size: tuple[int, int] = (480, 640), seed: int = 0) -> SequenceSet:
+    "The images of those ids at `size` under known exposure changes and homographies: two sequences an image, the same for the same seed."
+    place, generator = images.index(), torch.Generator().manual_seed(seed)
+    names = names[:math.ceil(limit / 2) if limit else None]
+    made = [s for name in names for s in _photo_sequences(Path(name).stem, images.load(place[name], size)[0], generator)]
+    return SequenceSet(f"warped-{images.name}", tuple(made[:limit or None]))
+
 def warped_samples(limit: int = 0, size: tuple[int, int] = (480, 640), seed: int = 0) -> SequenceSet:
-    "The held-back samples at `size` under known exposure changes and homographies: two sequences a photograph, the same for the same seed."
-    held, generator = sample_images(HELD_BACK), torch.Generator().manual_seed(seed)
-    made = [s for i, name in enumerate(held.ids) for s in _photo_sequences(Path(name).stem, held.load(i, size)[0], generator)]
-    return SequenceSet("warped-samples", tuple(made[:limit or None]))
+    "`warped_images` of the held-back samples."
+    return warped_images(sample_images(HELD_BACK), HELD_BACK, limit, size, seed)
+
+MOST_WARPED = 20   # photographs of a folder: 200 pairs
+
+def warped_folder(folder: str | Path, limit: int = 0) -> SequenceSet:
+    "`warped_images` of up to `MOST_WARPED` photographs of a folder, among those that training holds back."
+    images = folder_images(folder)
+    return warped_images(images, tuple(held_back(images.ids)[:MOST_WARPED]), limit)
 
 def open_sequences(spec: str = "auto", limit: int = 0) -> SequenceSet:
-    "The sequences a setting names: `warped-samples`, `hpatches`, `hpatches-108`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
+    "The sequences a setting names: `warped-samples`, `warped:FOLDER` (photographs), `hpatches`, `hpatches-108`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
     if spec == "auto": spec = "hpatches" if data_dir() and (data_dir()/"HPatches").is_dir() else "warped-samples"
     if spec == "warped-samples": return warped_samples(limit)
+    if spec.startswith("warped:"): return warped_folder(project_root()/Path(spec.removeprefix("warped:")).expanduser(), limit)
     if spec in ("hpatches", "hpatches-108"): return hpatches(limit, small=spec == "hpatches-108")
     return planar_sequences(project_root()/Path(spec).expanduser(), limit)
 

@@ -27,7 +27,7 @@ def sigmoid_focal(logits: Tensor, mask: Tensor, valid: Tensor | None = None, alp
 
 # %% ../nbs/09_losses.ipynb #c07-e2180e15
 def penalty_focal(logits: Tensor, blobs: Tensor, valid: Tensor | None = None, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
-    "Penalty-reduced focal loss (Law & Deng 2018, eq. 1): `blobs` [B, 1, H, W] in [0, 1] are 1 at keypoints alone (draw them at whole pixels)."
+    "Penalty-reduced focal loss (Law & Deng 2018, eq. 1): `blobs` [B, 1, H, W] in [0, 1] are 1 at the pixels of keypoints alone."
     logits = logits.float()
     keypoint, p = blobs > 0.999, logits.sigmoid()
     at = -((1 - p) ** alpha) * F.logsigmoid(logits)

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import json, math, os, warnings
+from dataclasses import replace
 from pathlib import Path
 
 import timm, torch
 import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -18,12 +20,12 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from . import __version__
 from .images import to_gray
-from .keypoints import MapDetector, Selection
+from .keypoints import Keypoints, MapDetector, Selection, extract
 from .settings import replacing
 
 # %% auto #0
-__all__ = ['STRIDES', 'HEADS', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'SPFPN', 'CheckpointError',
-           'save', 'read_header', 'load', 'StudentDetector']
+__all__ = ['STRIDES', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'SPFPN',
+           'CheckpointError', 'save', 'read_header', 'load', 'StudentDetector']
 
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
 STRIDES = (4, 8, 16, 32)
@@ -79,13 +81,14 @@ class ShuffleHead(nn.Module):
 HEADS = dict(bicubic=BicubicHead, shuffle=ShuffleHead)
 
 # %% ../nbs/08_model.ipynb #c10-22053a2f
+HUB_FILE = "model.safetensors"   # what the Hugging Face hub calls it
 CELL, SMALLEST = 32, 64   # InstanceNorm needs more than one cell at stride 32
 
 def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
     down, right = (max(math.ceil(n / CELL) * CELL, SMALLEST) - n for n in size)
     return 0, right, 0, down
 
-class SPFPN(nn.Module):
+class SPFPN(nn.Module, PyTorchModelHubMixin):
     """Images [B, 1 or 3, H, W] in [0, 1] → logits [B, 1, H, W].
 
     `in_channels` 1: colour is turned grey, and a learned 1→3 convolution feeds the backbone; 3: grey is repeated. `prior`: share of keypoint pixels at the start.
@@ -130,6 +133,13 @@ class SPFPN(nn.Module):
         "Keypoint scores in [0, 1], [B, 1, H, W]: 0 is background and 1 a keypoint, whatever `low` and `high` the masks of the last training had."
         return self.calibrate(self(images))
 
+    def _save_pretrained(self, save_directory: Path): save(self, save_directory/HUB_FILE)
+
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **options) -> SPFPN:
+        here, asked = Path(model_id)/HUB_FILE, ("revision", "cache_dir", "force_download", "local_files_only", "token")
+        return load(here if here.is_file() else hf_hub_download(model_id, HUB_FILE, **{k: options[k] for k in asked}), map_location)
+
     def calibrate(self, logits: Tensor) -> Tensor: return ((logits.float().sigmoid() - self.low) / (self.high - self.low)).clamp(0, 1)
 
 # %% ../nbs/08_model.ipynb #c15-e293130a
@@ -143,10 +153,10 @@ def _in_order(data: bytes) -> bytes:
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + data[end:]
 
-def save(model: SPFPN, path: str | Path, **meta) -> Path:
-    "Write `model` with its architecture (and JSON-able `meta`) to a safetensors file, atomically."
+def save(model: SPFPN, path: str | Path, dtype: torch.dtype | None = None, **meta) -> Path:
+    "Write `model` with its architecture (and JSON-able `meta`) to a safetensors file, atomically; as `dtype`, torch.float16 for half the size, or as it is."
     header = dict(spfpn=__version__, config=model.config, low=model.low, high=model.high, start=model.start, **meta)
-    data = to_bytes({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, metadata={k: json.dumps(v) for k, v in header.items()})
+    data = to_bytes({k: v.detach().cpu().to(dtype if v.is_floating_point() else None).contiguous() for k, v in model.state_dict().items()}, metadata={k: json.dumps(v) for k, v in header.items()})
     with replacing(path) as beside: beside.write_bytes(_in_order(data))
     return Path(path)
 
@@ -183,3 +193,5 @@ class StudentDetector(MapDetector):
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor: return self.model.heatmap(images.to(self.device))
+
+    def detect(self, images: Tensor) -> list[Keypoints]: return extract(self.scores(images).cpu(), replace(self.selection, subpixel=True))

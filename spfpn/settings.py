@@ -36,7 +36,7 @@ class Settings:
     width: int = 320
     resize: str = "cover"              # cover and crop, or fit inside
     # planar sequences to be evaluated on
-    sequences: str = "auto"            # auto, warped-samples, hpatches, or a folder
+    sequences: str = "auto"            # auto, warped-samples, warped:FOLDER of photographs, hpatches, or a folder of sequences
     sequence_limit: int = 0
     frames: str = ""                   # a folder of video frames, for T1
     # labels
@@ -59,10 +59,11 @@ class Settings:
     fpn_channels: int = 32             # the paper's student has 128
     # phase 1
     phase1_start: str = ""             # a checkpoint of phase 1 to go on from, of whatever architecture; empty: a new student
-    phase1_loss: str = "penalty"       # penalty: CornerNet's; focal: the paper's sigmoid focal loss
+    phase1_loss: str = "blob"          # blob: cross-entropy on blobs; penalty: CornerNet's; focal: the paper's sigmoid focal loss
+    phase1_points: int = 0             # blobs fall with the keypoint's rank, to a half at this one; 0: all are alike
     phase1_epochs: int = 10
     phase1_lr: float = 2e-3
-    phase1_sigma: float = 1.2          # width of the penalty-reduced zone around a keypoint
+    phase1_sigma: float = 1.2          # width of a blob, or of the penalty-reduced zone around a keypoint
     # phase 2
     phase2_loss: str = "huber"         # huber, or kl
     phase2_epochs: int = 4
@@ -104,10 +105,10 @@ class Settings:
 CHOICES = dict(resize=("cover", "fit"), teacher=("aliked", "disk", "superpoint", "superpoint-open"),
                adaptation_aggregate=("mean", "max"),
                matcher=("lightglue", "nearest"), head=("shuffle", "bicubic"),
-               phase1_loss=("penalty", "focal"), phase2_loss=("huber", "kl"),
+               phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl"),
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=1,
-                pairs_per_image=1, pair_limit=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
+                pairs_per_image=1, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
                 consistency_weight=0, supervised_weight=0, seed=0)
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 

@@ -5,32 +5,33 @@
 # %% ../nbs/15_training.ipynb #c02-3e4a3b0b
 from __future__ import annotations
 
-import json, math, time, warnings, zlib
+import copy, json, math, time, warnings, zlib
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd, torch
-from kornia.enhance import adjust_brightness, adjust_contrast, adjust_gamma
+from kornia.enhance import adjust_contrast_with_mean_subtraction, adjust_gamma
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import model as student
+from .figures import heat, side_by_side
 from .geometry import corners, inside, sample_homography, translation, valid_mask, warp_image, warp_points
-from .images import ImageSet, open_images
+from .images import ImageSet, held_back, open_images
 from .keypoints import Keypoints, Selection, extract
 from .labels import LabelError, LabelStore, image_generator, points_of
 from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_focal, sigmoid_focal
-from .masks import binary_mask, blob_mask
+from .masks import binary_mask, blob_mask, rank_heights
 from .protocols import nearest_distances, repeatability, shared_points
 from .settings import Settings, alone, pick_device, replacing
 
 # %% auto #0
-__all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'Examples', 'photometric', 'crop_size',
-           'crop_about', 'random_crop', 'Phase1', 'Phase2', 'precision_recall', 'watch', 'evaluate', 'TrainingError',
-           'rate', 'steps_per_epoch', 'step_rows', 'Run', 'arithmetic', 'train_step', 'fit', 'recalibrate',
-           'train_phase1', 'train_phase2']
+__all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE', 'Examples', 'photometric', 'crop_size',
+           'crop_about', 'random_crop', 'random_view', 'Phase1', 'Phase2', 'precision_recall', 'watch', 'evaluate',
+           'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'Run', 'arithmetic', 'train_step', 'fit',
+           'recalibrate', 'train_phase1', 'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -45,24 +46,25 @@ class Examples:
         if len({r["id"] for r in self.rows}) < 2: raise LabelError(f"{store.folder}: {len(self.rows)} of its labels belong to images of {images.name}; training needs two images or more")
         load = lru_cache(max(1, CACHE_BYTES // math.prod(self.size)))(lambda i: (images.load(i, self.size, self.mode)[0] * 255).round().byte())
         self.image = lambda row: load(place[row["id"]]).float() / 255
-        by_chance = sorted({r["id"] for r in self.rows}, key=lambda name: zlib.crc32(name.encode()))
-        held = set(by_chance[:max(1, round(val_share * len(by_chance)))])
+        held = set(held_back((r["id"] for r in self.rows), val_share))
         self.val = [i for i, r in enumerate(self.rows) if r["id"] in held]
         self.train = [i for i, r in enumerate(self.rows) if r["id"] not in held]
 
 # %% ../nbs/15_training.ipynb #c07-55a1741a
 def _draw(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return low + (high - low) * torch.rand(n, generator=generator)
 
+def _draw_log(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return torch.exp(_draw(generator, n, math.log(low), math.log(high)))
+
 def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
-    "Images [B, 1, H, W] in [0, 1] under random gamma .6–1.7, contrast .5–1.5, brightness ±.2, Gaussian blur (half of them, σ up to 1.5 px), Gaussian noise (σ up to .05)."
+    "Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .3–1.4, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ mostly small, up to .08)."
     n = len(images)
-    images = adjust_gamma(images, torch.exp(_draw(generator, n, math.log(0.6), math.log(1.7))))
-    images = adjust_contrast(images, _draw(generator, n, 0.5, 1.5))
-    images = adjust_brightness(images, _draw(generator, n, -0.2, 0.2))
-    soft = torch.rand(n, generator=generator) < 0.5
-    sigma = _draw(generator, n, 0.3, 1.5)[:, None].expand(n, 2)
-    if soft.any(): images = images.index_put((soft.nonzero()[:, 0],), gaussian_blur2d(images[soft], (7, 7), sigma[soft]))
-    noise = _draw(generator, n, 0, 0.05)[:, None, None, None] * torch.randn(images.shape, generator=generator)
+    images = adjust_gamma(images, _draw_log(generator, n, 0.5, 2.0))
+    images = adjust_contrast_with_mean_subtraction(images, _draw(generator, n, 0.4, 1.5))
+    images = images * _draw_log(generator, n, 0.3, 1.4)[:, None, None, None] + _draw(generator, n, -0.15, 0.15)[:, None, None, None]
+    soft = torch.rand(n, generator=generator) < 0.6
+    sigma = (0.3 + 2.7 * torch.rand(n, generator=generator) ** 2)[:, None].expand(n, 2)
+    if soft.any(): images = images.index_put((soft.nonzero()[:, 0],), gaussian_blur2d(images[soft], (11, 11), sigma[soft]))
+    noise = 0.08 * torch.rand(n, generator=generator)[:, None, None, None] ** 2 * torch.randn(images.shape, generator=generator)
     return (images + noise).clamp(0, 1)
 
 # %% ../nbs/15_training.ipynb #c07b-77aa0c02
@@ -84,6 +86,13 @@ def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
 # %% ../nbs/15_training.ipynb #c09-8d1c440b
 ERODE = 4   # px: no loss where a receptive field sees mostly the edge of a warp
 
+def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator) -> Tensor:
+    "The homography [3, 3] from an image of `size` to a window of size `out` of a random view of it, mirrored half the time."
+    mirror = torch.tensor([[-1, 0, size[1] - 1], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    view = sample_homography(size, generator, rotation=30, scale=(0.6, 1.6), perspective=0.2, min_overlap=0.4)
+    if torch.rand((), generator=generator) < 0.5: view = view @ mirror
+    return random_crop(size, out, generator) @ view
+
 class Phase1:
     "Single views: `batch` of rows → images, masks, validity; `loss` on logits."
     name, low, high = "phase1", 0.0, 1.0
@@ -91,19 +100,23 @@ class Phase1:
     def __init__(self, examples: Examples, settings: Settings): self.examples, self.settings = examples, settings
 
     def mask(self, xy: Tensor, size) -> Tensor:
-        if self.settings.phase1_loss == "focal": return binary_mask(xy, size)
-        return blob_mask(xy.round(), size, self.settings.phase1_sigma)
+        "Of keypoints [N, 2], best first: [1, H, W]."
+        s = self.settings
+        if s.phase1_loss == "blob": return blob_mask(xy, size, s.phase1_sigma, heights=rank_heights(len(xy), s.phase1_points))
+        if s.phase1_loss == "focal": return binary_mask(xy, size)
+        return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
         size, out = self.examples.size, crop_size(self.examples.size, self.settings.crop)
-        H = torch.stack([random_crop(size, out, generator) @ sample_homography(size, generator) for _ in rows])
+        H = torch.stack([random_view(size, out, generator) for _ in rows])
         images = warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out)
         masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
         return dict(images=photometric(images, generator), masks=masks, valid=valid_mask(H, size, out, erode=ERODE))
 
+    LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
+
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        loss = sigmoid_focal if self.settings.phase1_loss == "focal" else penalty_focal
-        return dict(loss=loss(model(b["images"]), b["masks"], b["valid"]))
+        return dict(loss=self.LOSSES[self.settings.phase1_loss](model(b["images"]), b["masks"], b["valid"]))
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2:
@@ -165,7 +178,7 @@ def evaluate(model, task, batch: int, most: int = 48) -> dict[str, float]:
 def _to(batch: dict[str, Tensor], device) -> dict[str, Tensor]: return {k: v.to(device) for k, v in batch.items()}
 
 # %% ../nbs/15_training.ipynb #c17-2204a5af
-CLIP, WARM_UP, SAVE_SECONDS = 5.0, 0.05, 120
+CLIP, WARM_UP, SAVE_SECONDS, AVERAGE = 5.0, 0.05, 120, 0.999
 
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says why and what is kept."
@@ -186,9 +199,10 @@ def step_rows(task, step: int, batch: int, repeats: int, seed: int) -> list[dict
 
 # %% ../nbs/15_training.ipynb #c18-34c39012
 class Run:
-    "The state of a training run in its folder: model, optimizer, step, best value, log, and the losses of the epoch's steps so far."
+    "The state of a training run in its folder: model, the average of its weights, optimizer, step, best value, log, and the losses of the epoch's steps so far."
     def __init__(self, model, folder: Path, lr: float, fingerprint: dict):
         self.model, self.folder, self.fingerprint = model, folder, fingerprint
+        self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
         self.step, self.best, self.log, self.terms = 0, -1.0, [], []
 
@@ -197,7 +211,7 @@ class Run:
 
     def save(self):
         texts = {name: json.dumps(getattr(self, name)) for name in ("log", "terms", "fingerprint")}
-        with replacing(self.path) as beside: torch.save(dict(model=self.model.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, **texts), beside)
+        with replacing(self.path) as beside: torch.save(dict(model=self.model.state_dict(), average=self.average.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, **texts), beside)
 
     def resume(self) -> Run:
         "Take up the state in the folder, if there is one made with the same settings."
@@ -208,9 +222,16 @@ class Run:
         if made != self.fingerprint:
             differing = ", ".join(f"{k}: {made.get(k)!r}, now {self.fingerprint.get(k)!r}" for k in sorted({*made, *self.fingerprint}) if made.get(k) != self.fingerprint.get(k))
             raise TrainingError(f"{self.path}: was begun with other settings ({differing}). Choose another folder, or delete this one")
-        self.model.load_state_dict(state["model"]); self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"]); self.average.load_state_dict(state["average"]); self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.log, self.terms = state["step"], state["best"], json.loads(state["log"]), json.loads(state.get("terms", "[]"))
         return self
+
+    @torch.no_grad()
+    def follow(self):
+        "Bring the average a step nearer to the model."
+        decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
+        for mean, new in zip(self.average.state_dict().values(), self.model.state_dict().values()):
+            mean.lerp_(new, 1 - decay) if mean.is_floating_point() else mean.copy_(new)
 
     def note(self, epoch: float, split: str, writer: SummaryWriter, **values: float):
         for name, value in values.items():
@@ -239,19 +260,29 @@ def train_step(run: Run, task, rows: list[dict], seed: int, lr: float, device, u
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
     for group in run.optimizer.param_groups: group["lr"] = lr
     run.optimizer.step()
+    run.follow()
     run.step += 1
     return {k: v.item() for k, v in terms.items()}
+
+@torch.no_grad()
+def _picture_predictions(run: Run, task, epoch: int):
+    "The heatmaps of the same three held-back photographs, epoch by epoch: predictions/epoch_000.png."
+    shown = [task.examples.image(task.examples.rows[i]) for i in task.examples.val[:3]]
+    device = next(run.average.parameters()).device
+    pictures = [heat(run.average.heatmap(image[None].to(device))[0].cpu(), image) for image in shown]
+    with replacing(run.folder/"predictions"/f"epoch_{epoch:03d}.png") as beside: side_by_side(pictures).save(beside, "PNG")
 
 def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter, meta: dict):
     run.note(epoch, "train", writer, **pd.DataFrame(run.terms).mean().to_dict())
     run.terms = []
-    watched = evaluate(run.model, task, batch)
+    watched = evaluate(run.average, task, batch)
     run.note(epoch, "val", writer, **watched)
     facts = dict(phase=task.name, step=run.step, epoch=epoch, watched=watched, **meta)
     if watched["repeatability"] > run.best:
         run.best = watched["repeatability"]
-        student.save(run.model, run.folder/"best.safetensors", **facts)
-    student.save(run.model, run.folder/"last.safetensors", **facts)
+        student.save(run.average, run.folder/"best.safetensors", **facts)
+    student.save(run.average, run.folder/"last.safetensors", **facts)
+    _picture_predictions(run, task, epoch)
     run.write_log(); run.save()
 
 def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", meta: dict | None = None, progress: bool = True) -> Path:
