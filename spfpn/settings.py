@@ -58,7 +58,7 @@ class Settings:
     head: str = "shuffle"              # shuffle, or bicubic: the paper's
     fpn_channels: int = 32             # the paper's student has 128
     # phase 1
-    phase1_start: str = ""             # a checkpoint of phase 1 to go on from, of whatever architecture; empty: a new student
+    phase1_start: str = ""             # a checkpoint of phase 1 to go on from, of whatever architecture, or the name of a shipped one; empty: a new student
     phase1_loss: str = "blob"          # blob: cross-entropy on blobs; penalty: CornerNet's; focal: the paper's sigmoid focal loss
     phase1_points: int = 0             # blobs fall with the keypoint's rank, to a half at this one; 0: all are alike
     phase1_epochs: int = 10

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import model as student
+from .detectors import shipped
 from .figures import heat, side_by_side
 from .geometry import corners, inside, sample_homography, translation, valid_mask, warp_image, warp_points
 from .images import ImageSet, held_back, open_images
@@ -222,7 +223,7 @@ class Run:
         if made != self.fingerprint:
             differing = ", ".join(f"{k}: {made.get(k)!r}, now {self.fingerprint.get(k)!r}" for k in sorted({*made, *self.fingerprint}) if made.get(k) != self.fingerprint.get(k))
             raise TrainingError(f"{self.path}: was begun with other settings ({differing}). Choose another folder, or delete this one")
-        self.model.load_state_dict(state["model"]); self.average.load_state_dict(state["average"]); self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(state["model"]); self.average.load_state_dict(state.get("average", state["model"])); self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best, self.log, self.terms = state["step"], state["best"], json.loads(state["log"]), json.loads(state.get("terms", "[]"))
         return self
 
@@ -327,11 +328,11 @@ def _common(settings: Settings) -> dict:
     return dict(batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), precision=settings.precision, meta=_meta(settings))
 
 def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, progress: bool = True) -> Path:
-    "Phase 1 on the labels in a store, from the backbone's weights or the checkpoint `phase1_start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
+    "Phase 1 on the labels in a store, from the backbone's weights or the checkpoint `phase1_start` (a path, or the name of a shipped one); returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     task = Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings)
     torch.manual_seed(settings.seed)
     if settings.phase1_start:
-        model = student.load(settings.phase1_start)
+        model = student.load(shipped().get(settings.phase1_start, settings.phase1_start))
         if model.low: raise TrainingError(f"phase1_start={settings.phase1_start}: a checkpoint of phase 2, with background {model.low}; phase 1 goes on from one of phase 1")
     else: model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, pretrained=settings.pretrained)
     with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **_common(settings), progress=progress)
