@@ -180,7 +180,8 @@ def panels(pictures, titles=None, linked=True, height=380):
 # %% ../nbs/14_figures.ipynb #c49-849679ef
 def add_picture(fig, shown, column=1, opacity=1.):
     "Put a PIL picture behind panel `column` of a figure, where its pixels belong"
-    fig.add_layout_image(source=data_uri(shown), x=-.5, y=-.5, sizex=shown.width, sizey=shown.height, sizing='stretch',
+    hair = 1e-6 * sum(i.xref == f'x{column}'.removesuffix('1') for i in fig.layout.images)    # of two pictures at one and the same place plotly.js draws the first alone
+    fig.add_layout_image(source=data_uri(shown), x=-.5, y=-.5, sizex=shown.width + hair, sizey=shown.height, sizing='stretch',
                          layer='below', opacity=opacity, row=1, col=column)
 
 # %% ../nbs/14_figures.ipynb #c50-d62fbeea

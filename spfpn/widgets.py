@@ -33,9 +33,9 @@ from .settings import outputs_dir
 from .views import Kept, adapt, look, prepared
 
 # %% auto #0
-__all__ = ['EVERY', 'Explorer', 'slider', 'choice', 'toggle', 'refresh', 'PhotoExplorer', 'candidates', 'HeatmapExplorer',
-           'losses_of', 'MaskExplorer', 'consistency_map', 'WarpExplorer', 'TrainingExplorer', 'pair_protocol',
-           'build_measured', 'ResultsExplorer']
+__all__ = ['WIDTH', 'EVERY', 'Explorer', 'slider', 'choice', 'fit', 'toggle', 'refresh', 'PhotoExplorer', 'candidates',
+           'HeatmapExplorer', 'losses_of', 'MaskExplorer', 'consistency_map', 'WarpExplorer', 'TrainingExplorer',
+           'pair_protocol', 'build_measured', 'ResultsExplorer']
 
 # %% ../nbs/16_widgets.ipynb #c06-51f0ba3d
 class Explorer:
@@ -85,6 +85,13 @@ def choice(label: str, options, value=None) -> ipw.Dropdown:
     if value is not None: menu.value = value
     return menu
 
+WIDTH = 1040   # px, of a figure: a notebook on a small screen shows it whole
+
+def fit(figure: go.Figure, columns: int, size: tuple[int, int], most: float = 480, share: float = 1.0) -> go.Figure:
+    "The figure at the width and height that panels of an image's `size` in a row need, at most `most` px wide each; they take a `share` of its height."
+    across = min((WIDTH - 60) / columns - 30, most)
+    return figure.update_layout(width=columns * (across + 30) + 60, height=across * size[0] / size[1] / share + 86)
+
 def toggle(label: str, tip: str = "") -> ipw.ToggleButton: return ipw.ToggleButton(description=label, tooltip=tip)
 
 # %% ../nbs/16_widgets.ipynb #c07c-2d3e0003
@@ -102,7 +109,7 @@ class PhotoExplorer(Explorer):
         self.size, self.folder = size, tempfile.TemporaryDirectory()
         wide = dict(style=dict(description_width="90px"), continuous_update=False)
         super().__init__(figure, image=choice("image", list(zip(images.ids, images.paths))), source=ipw.Text(description="folder", placeholder="a folder, samples or coco; Enter", **wide),
-                         upload=ipw.FileUpload(accept="image/*", description="upload an image"), **controls)
+                         upload=ipw.FileUpload(accept="image/*", description="upload", tooltip="an image from this computer"), **controls)
 
     def show(self, changed: str | None) -> str:
         if changed == "source": images = open_images(self["source"].strip() or "samples"); self.offer(list(zip(images.ids, images.paths)))
@@ -143,7 +150,8 @@ class HeatmapExplorer(PhotoExplorer):
         self.detectors = {d.name: d for d in detectors}
         names, blank, none = list(self.detectors), torch.zeros(1, *size), torch.zeros(0, 2)
         self.panels, self.seen, self.ranked = range(min(most, len(names))), lru_cache(64)(self._seen), lru_cache(64)(self._ranked)
-        super().__init__(heatmaps_figure(blank, [blank for _ in self.panels], [none for _ in self.panels], [" " for _ in self.panels]), images, size,
+        figure = heatmaps_figure(blank, [blank for _ in self.panels], [none for _ in self.panels], [" " for _ in self.panels])
+        super().__init__(fit(figure, len(self.panels), size), images, size,
                          **{f"detector{k}": choice(f"panel {k + 1}", names, names[k]) for k in self.panels},
                          threshold=slider("threshold", .1, 0., 1., .005, "as a share of the photograph's highest score"), radius=slider("NMS radius", 4, 0, 16, 1),
                          limit=slider("points", 250, 1, 1000, 1), opacity=slider("opacity", .6, 0., 1., .05), subpixel=ipw.Checkbox(description="subpixel"))
@@ -199,7 +207,8 @@ class MaskExplorer(PhotoExplorer):
     def __init__(self, images: ImageSet, teacher: Detector, size: tuple[int, int] = (240, 320), student=None):
         self.teacher, self.student, self.losses, blank = teacher, student, ipw.HTML(), torch.zeros(1, *size)
         self.panels = 1 if student is None else 3
-        super().__init__(mask_figure(blank, prediction=None if student is None else blank), images, size, kind=choice("mask", ["blob", "binary", "smoothed"]),
+        figure = fit(mask_figure(blank, prediction=None if student is None else blank), self.panels, size, share=.58)
+        super().__init__(figure, images, size, kind=choice("mask", ["blob", "binary", "smoothed"]),
                          sigma=slider("σ", 2., .3, 10., .1), low=slider("low", .1, 0., 1., .05), high=slider("high", .9, 0., 1., .05), point=slider("keypoint", 0, 0, 0, 1))
         self.below.children = [self.losses]
 
@@ -260,9 +269,10 @@ class WarpExplorer(PhotoExplorer):
         self.generator, self.drawn, self.said = torch.Generator().manual_seed(seed), torch.eye(3, dtype=torch.float64), {}
         blank, none = torch.zeros(1, *size), torch.zeros(0, 2)
         titles = ["p, on the image", "p carried through H", "p′, on the warp", "consistency map"]
-        maps = panels([colorize(blank)] * 4, titles, linked=False).update_layout({f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)})
-        self.extra = dict(matches=go.FigureWidget(matches_figure(blank, blank, none, none, [])), consistency=go.FigureWidget(maps))
-        super().__init__(warp_figure(blank, blank, blank, none, none), images, size,
+        maps = fit(panels([colorize(blank)] * 4, titles, linked=False), 4, size).update_layout({f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)})
+        lines = fit(matches_figure(blank, blank, none, none, []), 1, (size[0], 2 * size[1]), most=900)
+        self.extra = dict(matches=go.FigureWidget(lines), consistency=go.FigureWidget(maps))
+        super().__init__(fit(warp_figure(blank, blank, blank, none, none), 3, size), images, size,
                          rotation=slider("rotation °", 0., -180., 180., 1.), scale=slider("scale", 1., .3, 3., .05),
                          tilt_x=slider("tilt x", 0., -.4, .4, .02, "share by which the left edge shrinks and the right one grows"),
                          tilt_y=slider("tilt y", 0., -.4, .4, .02, "share by which the upper edge shrinks and the lower one grows"),
@@ -368,7 +378,7 @@ class TrainingExplorer(Explorer):
     def draw(self):
         "The curves of the chosen runs, in the figure that stands where it has the same panels and lines."
         logs = [pd.read_parquet(log).assign(run=self.name(log)) for log in self["runs"]]
-        figure = curves(pd.concat(logs)) if logs else go.Figure()
+        figure = curves(pd.concat(logs)).update_layout(width=WIDTH) if logs else go.Figure()
         shape = lambda f: [[t.name for t in f.data], [a.text for a in f.layout.annotations]]
         if shape(figure) == shape(self.figure): refresh(self.figure, figure)
         else: self.figure = go.FigureWidget(figure)
@@ -419,7 +429,8 @@ class ResultsExplorer(Explorer):
         self.kept, self.list, self.views = kept or Kept(), ipw.HTML(), lru_cache(16)(self._views)
         blank, none = torch.zeros(1, 240, 320), torch.zeros(0, 2)
         measured = list(self.rows.groupby(["protocol", "set", "detector"], sort=False).groups)
-        super().__init__(repeats_figure(blank, blank, none, none, none[:, 0], none[:, 0]), measured=choice("measured", [(" · ".join(key), key) for key in measured]),
+        figure = fit(repeats_figure(blank, blank, none, none, none[:, 0], none[:, 0]), 2, (240, 320))
+        super().__init__(figure, measured=choice("measured", [(" · ".join(key), key) for key in measured]),
                          order=choice("order", ["as measured", "worst first"]), pair=ipw.Select(description="pair", rows=6, style=dict(description_width="90px")),
                          epsilon=slider("ε px", 3., .5, 10., .5))
         self.below.children = [self.list]
@@ -464,7 +475,8 @@ class ResultsExplorer(Explorer):
 
     def differences(self, row: pd.Series, protocol: PairProtocol, detector: Detector) -> list[str]:
         "What of a row's measurement is not what it is now."
-        then = dict(set_digest=self.sequences.digest, version=getattr(detector, "version", ""), settings=protocol.settings())
+        seen = replace(self.sequences, sequences=tuple(s for s in self.sequences if s.name in set(self.part.sequence)))
+        then = dict(set_digest=seen.digest, version=getattr(detector, "version", ""), settings=protocol.settings())
         names = dict(set_digest="images", version="detector", settings="settings")
         return [f"the row was measured with other {names[column]}" for column, now in then.items() if column in row and row[column] != now]
 
