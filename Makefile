@@ -7,11 +7,12 @@ PIP_ARGS ?=
 BIN      := $(VENV)/bin
 READY    := $(VENV)/.installed
 
-.PHONY: help setup run test readme prepare
+.PHONY: help setup run test test-all readme prepare
 
 help:
 	@echo "make run      install, then run the workbook (PROFILE=quick, ARGS='-p key=value')"
 	@echo "make test     install, then test the notebooks and the library"
+	@echo "make test-all the same, and the tests that take minutes"
 	@echo "make prepare  bring library, notebooks and README in step: export, clean, readme"
 
 setup: $(READY)
@@ -33,6 +34,11 @@ test: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest tests
+
+test-all: export OMP_NUM_THREADS = 1
+test-all: $(READY)
+	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python -m pytest tests -m "slow or not slow"
 
 readme: $(READY)
 	$(BIN)/python tools/readme.py

@@ -549,6 +549,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'spfpn.widgets.choice': ('widgets.html#choice', 'spfpn/widgets.py'),
                                'spfpn.widgets.consistency_map': ('widgets.html#consistency_map', 'spfpn/widgets.py'),
                                'spfpn.widgets.fit': ('widgets.html#fit', 'spfpn/widgets.py'),
+                               'spfpn.widgets.listed': ('widgets.html#listed', 'spfpn/widgets.py'),
                                'spfpn.widgets.losses_of': ('widgets.html#losses_of', 'spfpn/widgets.py'),
                                'spfpn.widgets.pair_protocol': ('widgets.html#pair_protocol', 'spfpn/widgets.py'),
                                'spfpn.widgets.refresh': ('widgets.html#refresh', 'spfpn/widgets.py'),

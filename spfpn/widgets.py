@@ -33,7 +33,7 @@ from .settings import outputs_dir
 from .views import Kept, adapt, look, prepared
 
 # %% auto #0
-__all__ = ['WIDTH', 'EVERY', 'Explorer', 'slider', 'choice', 'fit', 'toggle', 'refresh', 'PhotoExplorer', 'candidates',
+__all__ = ['WIDTH', 'EVERY', 'Explorer', 'slider', 'choice', 'fit', 'toggle', 'listed', 'refresh', 'PhotoExplorer', 'candidates',
            'HeatmapExplorer', 'losses_of', 'MaskExplorer', 'consistency_map', 'WarpExplorer', 'TrainingExplorer',
            'pair_protocol', 'build_measured', 'ResultsExplorer']
 
@@ -93,6 +93,12 @@ def fit(figure: go.Figure, columns: int, size: tuple[int, int], most: float = 48
     return figure.update_layout(width=columns * (across + 30) + 60, height=across * size[0] / size[1] / share + 86)
 
 def toggle(label: str, tip: str = "") -> ipw.ToggleButton: return ipw.ToggleButton(description=label, tooltip=tip)
+
+# %% ../nbs/16_widgets.ipynb #c07d-2d3e0004
+def listed(frame: pd.DataFrame) -> str:
+    "A DataFrame as HTML with room between its columns; a long one scrolls."
+    return ("<style>.listed table { border-collapse: collapse; } .listed th, .listed td { text-align: left; padding: 0 1em 0 0; line-height: 1.6; white-space: nowrap; }</style>"
+            f'<div class="listed" style="max-height: 16em; overflow: auto">{table(frame)}</div>')
 
 # %% ../nbs/16_widgets.ipynb #c07c-2d3e0003
 def refresh(shown: go.FigureWidget, figure: go.Figure):
@@ -194,9 +200,9 @@ def losses_of(logits: Tensor, mask: Tensor) -> pd.DataFrame:
     "Each loss of logits against a mask [1, 1, H, W], every pixel valid: `value` is nan where it `needs` another kind of mask."
     valid = torch.ones_like(mask, dtype=torch.bool)
     binary, peaks, strictly = bool(((mask == 0) | (mask == 1)).all()), bool(mask.max() > .999), bool(((mask > 0) & (mask < 1)).all())
-    rows = [("sigmoid focal", binary, lambda: sigmoid_focal(logits, mask), "0 and 1"), ("penalty-reduced focal", peaks, lambda: penalty_focal(logits, mask), "1 at keypoints"),
+    rows = [("sigmoid focal", binary, lambda: sigmoid_focal(logits, mask), "of 0 and 1 alone"), ("penalty-reduced focal", peaks, lambda: penalty_focal(logits, mask), "that is 1 at keypoints"),
             ("Bernoulli KL", strictly, lambda: bernoulli_kl(logits, mask), "strictly between 0 and 1"), ("Huber, δ .1", True, lambda: huber(logits, mask, valid), ""),
-            ("KL of softmax", True, lambda: kl(logits, mask, valid), ""), ("KL of normalised mask", bool(mask.sum() > 0), lambda: kl(logits, mask, valid, target="normalised"), "not all 0")]
+            ("KL of softmax", True, lambda: kl(logits, mask, valid), ""), ("KL of normalised mask", bool(mask.sum() > 0), lambda: kl(logits, mask, valid, target="normalised"), "that is not all 0")]
     return pd.DataFrame([(name, float(value()) if defined else float("nan"), "" if defined else f"a mask {needs}") for name, defined, value, needs in rows], columns=["loss", "value", "needs"])
 
 # %% ../nbs/16_widgets.ipynb #c20-7fd7b55c
@@ -242,7 +248,8 @@ class MaskExplorer(PhotoExplorer):
         if self.student is None: return
         self.repaint(colorize(self.logits[0].sigmoid(), (0, 1)), 1)
         self.repaint(colorize(self.logits[0].sigmoid() - self.mask, (-1, 1), DIVERGING), 2)
-        self.losses.value = table(losses_of(self.logits, self.mask[None]))
+        losses = losses_of(self.logits, self.mask[None])
+        self.losses.value = listed(losses.assign(value=losses.value.map("{:.4g}".format)))
 
     def cut(self):
         "The cross-section through the chosen keypoint, and where it lies."
@@ -491,7 +498,7 @@ class ResultsExplorer(Explorer):
         "The table of the pairs, the chosen one marked."
         shown = self.part[["sequence", "pair", *self.metrics]]
         shown.insert(0, "", ["▶" if i == row.name else "" for i in shown.index])
-        self.list.value = f'<div style="max-height: 16em; overflow: auto">{table(shown)}</div>'
+        self.list.value = listed(shown)
 
     def counted(self, row: pd.Series) -> str:
         near = torch.cat(self.distances) <= self["epsilon"]

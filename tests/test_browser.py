@@ -1,6 +1,6 @@
 """The explorers in JupyterLab, in a real browser: run the cells, move a slider by its keys, read what is drawn from the page's figure.
 
-Needs playwright (in the extra `dev`) and Chromium (`apt-get install chromium`, or another Chrome named by $CHROMIUM); skipped without them."""
+Two explorers over small photographs in `make test`, all five of nbs/explore.ipynb in `make test-all`. Needs playwright (in the extra `dev`) and Chromium (`apt-get install chromium`, or another Chrome named by $CHROMIUM); skipped without them."""
 import json
 import os
 import re
@@ -16,7 +16,15 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
+
+from spfpn.images import warped_samples
+from spfpn.model import SPFPN, save
+from spfpn.protocols import R1
+from spfpn.results import evaluate
+from spfpn.views import Kept
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -119,7 +127,8 @@ class Explorer:
     def __init__(self, page, box):
         self.page, self.box = page, box
         box.wait_for(timeout=30_000)
-        box.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=60_000)
+        box.scroll_into_view_if_needed()
+        wait(lambda: box.locator(".js-plotly-plot").first.evaluate("plot => plot._fullData && plot._fullData.length"), 60, "a figure with traces")
 
     @property
     def message(self) -> str: return self.box.locator(".widget-html-content").first.inner_text()
@@ -133,6 +142,14 @@ class Explorer:
         control.locator(".noUi-handle").focus()
         for _ in range(times): self.page.keyboard.press(key)
         return control.locator(".widget-readout").inner_text()
+
+    def range(self, axis: str) -> list[float]: return self.box.locator(".js-plotly-plot").first.evaluate("(plot, axis) => Array.from(plot._fullLayout[axis].range)", axis)
+
+    def zoom(self):
+        "Drag a rectangle in the first panel."
+        at = self.box.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
+        x, y = (at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+        self.page.mouse.move(x - 50, y - 40); self.page.mouse.down(); self.page.mouse.move(x + 50, y + 40, steps=5); self.page.mouse.up()
 
     def toggle(self, label: str): self.box.get_by_role("button", name=label, exact=True).click()
 
@@ -176,16 +193,16 @@ def rotated(xy: np.ndarray, degrees: float, size=SIZE) -> np.ndarray:
 def check_threshold(explorer: Explorer):
     "A higher threshold leaves fewer points, in the page's figure and in its words."
     before = explorer.points(0)
-    explorer.press("threshold", "ArrowRight", 40)
+    explorer.press("threshold", "ArrowRight", 20)
     wait(lambda: 0 < len(explorer.points(0)) < len(before), 20, "fewer points")
     wait(lambda: f"{len(explorer.points(0))} points above" in explorer.message, 20, "their number in words")
 
 
 def check_rotation(explorer: Explorer, size):
     "The points drawn on the warp are those of the photograph, carried by the rotation that the slider shows."
-    before = explorer.points(1)
+    before, first = explorer.points(1), float(explorer.control("rotation °").locator(".widget-readout").inner_text())
     degrees = float(explorer.press("rotation °", "ArrowRight", 10))
-    assert degrees == 10
+    assert degrees == first + 10
     def right():
         drawn, expected = explorer.points(1), rotated(explorer.points(0), degrees, size)
         return drawn.shape == expected.shape and np.allclose(drawn, expected, atol=1e-3)
@@ -202,3 +219,84 @@ def test_threshold_in_the_browser(small):
 def test_rotation_in_the_browser(small):
     check_rotation(small.explorer("rotation °"), SIZE)
     assert small.errors == []
+
+
+def write_log(outputs: Path, epochs: int):
+    rows = [dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e) for e in range(1, epochs + 1) for split in ("train", "val")]
+    pd.DataFrame(rows).to_parquet(outputs/"seen"/"phase1"/"log.parquet")
+
+
+@pytest.fixture(scope="module")
+def explore(chromium, tmp_path_factory):
+    "The explorer notebook in a project of its own, with a run to explore; its cells have run."
+    project = tmp_path_factory.mktemp("explore")/"project"
+    phase = project/"outputs"/"seen"/"phase1"
+    for folder in (project/"nbs", phase/"predictions"): folder.mkdir(parents=True)
+    (project/"settings.ini").write_text("[paths]\noutputs = outputs\n")
+    save(SPFPN(channels=8), phase/"best.safetensors")
+    write_log(project/"outputs", 2)
+    Image.new("L", (64, 48), 128).save(phase/"predictions"/"epoch_000.png")
+    evaluate(["harris"], [R1], warped_samples(2), project/"outputs"/"seen"/"metrics.parquet", kept=Kept(project/"outputs"/"predictions"))
+    write(project/"nbs"/"explore.ipynb", [nbformat.v4.new_code_cell(c.source) for c in nbformat.read(ROOT/"nbs"/"explore.ipynb", 4).cells if c.cell_type == "code"])
+    with jupyterlab(project/"nbs") as (address, token):
+        notebook = Notebook(chromium.new_page(viewport=dict(width=1400, height=2000)), address, token, "explore.ipynb")
+        notebook.run(300)
+        notebook.outputs = project/"outputs"
+        yield notebook
+        assert notebook.errors == []
+
+
+@pytest.mark.slow
+def test_heatmaps_of_several_detectors(explore):
+    assert explore.error_outputs() == []
+    heatmaps = explore.explorer("threshold")
+    check_threshold(heatmaps)
+    before = heatmaps.range("xaxis")
+    heatmaps.zoom()
+    wait(lambda: heatmaps.range("xaxis") != before, 20, "a zoom")
+    assert heatmaps.range("xaxis2") == heatmaps.range("xaxis3") == heatmaps.range("xaxis") and heatmaps.range("yaxis2") == heatmaps.range("yaxis")
+
+
+@pytest.mark.slow
+def test_masks_beside_a_prediction(explore):
+    masks = explore.explorer("σ")
+    masks.choose("mask", "smoothed")
+    wait(lambda: "values 0.100 to" in masks.message, 20, "a smoothed mask")
+    target, before = masks.points(3)[:, 1], masks.box.inner_text()
+    assert np.isclose(target.min(), .1, atol=1e-3) and target.max() > .8
+    masks.press("σ", "ArrowRight", 10)
+    wait(lambda: masks.points(3)[:, 1].mean() > target.mean(), 20, "a wider blob")
+    assert "Bernoulli KL" in before and masks.box.inner_text() != before
+
+
+@pytest.mark.slow
+def test_warps_matches_and_consistency(explore):
+    warps = explore.explorer("rotation °")
+    check_rotation(warps, (240, 320))
+    warps.toggle("matches")
+    kept = int(wait(lambda: re.search(r"LightGlue: (\d+) matches kept", warps.message), 60, "matches")[1])
+    wait(lambda: warps.box.locator(".js-plotly-plot").count() == 2, 20, "their figure")
+    wait(lambda: len(warps.points(0, figure=1)) == 3 * kept > 0, 20, "a line a match")
+    warps.choose("consistency", "huber")
+    wait(lambda: "Huber, mean of the map" in warps.message, 20, "the loss")
+
+
+@pytest.mark.slow
+def test_training_is_followed(explore):
+    training = explore.explorer("runs")
+    assert "predictions of epoch 0" in training.message and training.box.locator("img").count() == 1
+    training.toggle("follow")
+    write_log(explore.outputs, 5)
+    wait(lambda: len(training.points(0)) == 5, 30, "the new epochs")
+    training.toggle("follow")
+
+
+@pytest.mark.slow
+def test_results_of_a_pair(explore):
+    results = explore.explorer("ε px")
+    repeat = len(results.points(0))
+    results.press("ε px", "ArrowLeft", 4)
+    wait(lambda: len(results.points(0)) < repeat, 20, "fewer points at a smaller ε")
+    results.choose("order", "worst first")
+    shown = results.message
+    wait(lambda: "v_camera" in results.message, 20, f"the worst pair after {shown}")
