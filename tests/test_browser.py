@@ -158,7 +158,7 @@ class Explorer:
     def points(self, trace: int, figure: int = 0) -> np.ndarray:
         "What a trace of the page's figure draws, [N, 2]."
         plot = self.box.locator(".js-plotly-plot").nth(figure)
-        return np.array(plot.evaluate("(plot, k) => { const t = plot._fullData[k]; return Array.from(t.x).map((x, i) => [x, t.y[i]]) }", trace), float).reshape(-1, 2)
+        return np.array(plot.evaluate("(plot, k) => { const t = plot._fullData[k]; return Array.from(t.y).map((y, i) => [t.x ? t.x[i] : i, y]) }", trace), float).reshape(-1, 2)
 
 
 @pytest.fixture(scope="module")
