@@ -1,12 +1,24 @@
-"Sliders are set in Python as a hand would set them, and what is drawn is computed again without the widget."
+"Controls are set in Python as a hand would set them, and what is drawn is computed again without the widget."
+import asyncio
+import io
+from datetime import datetime
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from spfpn.detectors import build
-from spfpn.images import sample_images
-from spfpn.keypoints import Selection, extract, select_points
-from spfpn.widgets import HeatmapExplorer, MaskExplorer, WarpExplorer, candidates
+from spfpn.images import sample_images, warped_samples
+from spfpn.keypoints import Keypoints, Selection, extract, select_points
+from spfpn.losses import huber, kl
+from spfpn.geometry import warp_image
+from spfpn.model import SPFPN, StudentDetector
+from spfpn.protocols import R1, named
+from spfpn.results import evaluate
+from spfpn.views import Kept
+from spfpn.widgets import HeatmapExplorer, MaskExplorer, ResultsExplorer, TrainingExplorer, WarpExplorer, candidates, consistency_map, losses_of
 
 SIZE = (96, 128)
 
@@ -32,43 +44,80 @@ def carried(xy: np.ndarray, H: np.ndarray) -> np.ndarray:
     return moved[((moved >= 0) & (moved <= [SIZE[1] - 1, SIZE[0] - 1])).all(1)]
 
 
+def uploaded(name: str, content: bytes) -> list:
+    return [dict(name=name, type="image/png", size=len(content), content=content, last_modified=datetime.now())]
+
+
 @pytest.fixture
 def heatmaps():
     return HeatmapExplorer(sample_images(limit=2), [build("harris"), build("sift")], SIZE)
 
 
-@pytest.mark.parametrize("detector", ["harris", "sift"])
-def test_heatmap_points_follow_the_sliders(heatmaps, detector):
-    heatmaps.controls["detector"].value = detector
-    for threshold, radius, limit in ((.1, 4, 250), (.02, 8, 250), (.02, 2, 20)):
-        for name, value in dict(threshold=threshold, radius=radius, limit=limit).items(): heatmaps.controls[name].value = value
+@pytest.fixture(scope="module")
+def student():
+    torch.manual_seed(0)
+    return StudentDetector(SPFPN(channels=8), name="untrained")
+
+
+class Fixed:
+    "A detector of known points."
+    name, selection = "fixed", Selection()
+    xy = torch.tensor([[40., 30.], [90., 60.]])
+    def detect(self, images): return [Keypoints(self.xy, torch.ones(len(self.xy)))]
+
+
+@pytest.mark.parametrize("panel, detector", [(0, "harris"), (1, "sift")])
+def test_heatmap_points_follow_the_sliders(heatmaps, panel, detector):
+    for threshold, radius, limit, subpixel in ((.1, 4, 250, False), (.02, 8, 250, False), (.02, 2, 20, False), (.1, 4, 250, True)):
+        for name, value in dict(threshold=threshold, radius=radius, limit=limit, subpixel=subpixel).items(): heatmaps.controls[name].value = value
         image = sample_images().load(0, SIZE)[0]
         scores, points = candidates(build(detector), image)
-        selection = Selection(limit, radius, threshold * float((points.scores if scores is None else scores).max()))
+        selection = Selection(limit, radius, threshold * float((points.scores if scores is None else scores).max()), subpixel=subpixel)
         expected = extract(scores, selection)[0] if points is None else select_points(points, SIZE, selection)
         assert 0 < len(expected) <= limit
-        assert np.allclose(drawn(heatmaps), expected.xy) and heatmaps.message.value.startswith(f"{len(expected)} points")
+        assert np.allclose(drawn(heatmaps, panel), expected.xy) and np.allclose(heatmaps.figure.data[panel].customdata, expected.scores)
+        assert f"{detector}: {len(expected)} points" in heatmaps.message.value and heatmaps.figure.layout.annotations[panel].text == f"{detector}: {len(expected)} points"
 
 
 def test_scores_are_computed_once_and_opacity_leaves_points_alone(heatmaps):
     heatmaps.controls["threshold"].value = .05
-    before, kept = drawn(heatmaps), heatmaps.known[0, "harris"]
+    before, passes = drawn(heatmaps), heatmaps.seen.cache_info().misses
     heatmaps.controls["opacity"].value = .2
-    assert heatmaps.figure.layout.images[1].opacity == .2 and (drawn(heatmaps) == before).all()
-    assert heatmaps.known[0, "harris"] is kept
+    assert heatmaps.figure.layout.images[2].opacity == .2 and (drawn(heatmaps) == before).all()
+    heatmaps.controls["radius"].value = 6
+    assert heatmaps.seen.cache_info().misses == passes == 2
 
 
-def test_another_image_is_shown(heatmaps):
+def test_panels_show_what_is_chosen_for_them(heatmaps):
+    assert [image.visible for image in heatmaps.figure.layout.images[2:]] == [True, False]      # SIFT has no heatmap
+    heatmaps.controls["detector1"].value = "harris"
+    assert heatmaps.figure.layout.images[3].visible and heatmaps.figure.layout.images[3].source == heatmaps.figure.layout.images[2].source
+    assert (drawn(heatmaps, 0) == drawn(heatmaps, 1)).all()
+
+
+def test_a_folder_and_an_upload_are_shown(heatmaps, tmp_path):
+    photo = Image.fromarray((np.random.default_rng(0).random((60, 80)) * 255).astype(np.uint8))
+    photo.save(tmp_path/"mine.png")
     before = heatmaps.figure.layout.images[0].source
-    heatmaps.controls["image"].value = 1
-    assert heatmaps.figure.layout.images[0].source != before
+    heatmaps.controls["source"].value = str(tmp_path)
+    assert [name for name, _ in heatmaps.controls["image"].options] == ["mine.png"] and heatmaps.figure.layout.images[0].source != before
+    content = io.BytesIO()
+    photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(content, "PNG")
+    heatmaps.controls["upload"].value = uploaded("../up.png", content.getvalue())
+    assert [name for name, _ in heatmaps.controls["image"].options] == ["../up.png", "mine.png"]
+    mirrored = heatmaps.photograph
+    heatmaps.controls["image"].index = 1
+    assert torch.allclose(mirrored, heatmaps.photograph.flip(-1), atol=.01)
+    assert [p.name for p in tmp_path.parent.rglob("up.png")] == []          # its name is never a path
 
 
-def test_sift_has_no_heatmap_to_show(heatmaps):
-    heatmaps.controls["detector"].value = "sift"
-    assert heatmaps.figure.layout.images[1].visible is False
-    heatmaps.controls["detector"].value = "harris"
-    assert heatmaps.figure.layout.images[1].visible is True
+@pytest.mark.parametrize("control, value, said", [("source", "/no/such<folder>", "/no/such&lt;folder&gt;: no such folder"),
+                                                  ("upload", uploaded("<img src=x>", b"GIF89a"), "&lt;img src=x&gt;: not a readable image")])
+def test_bad_sources_are_messages_and_change_nothing(heatmaps, control, value, said):
+    options, image = heatmaps.controls["image"].options, heatmaps.photograph
+    heatmaps.controls[control].value = value
+    assert said in heatmaps.message.value and "<img" not in heatmaps.message.value
+    assert heatmaps.controls["image"].options == options and heatmaps.photograph is image
 
 
 def test_errors_become_messages():
@@ -105,18 +154,142 @@ def test_random_released_is_no_homography_again():
     assert np.allclose(warps.H(), np.eye(3), atol=1e-6)
 
 
+def test_matches_need_a_teacher():
+    warps = WarpExplorer(sample_images(limit=1), build("harris"), SIZE)
+    warps.controls["matches"].value = True
+    assert "harris has no descriptors to match" in warps.message.value
+    warps.controls["rotation"].value = 5
+    assert not warps["matches"] and "stay inside" in warps.message.value
+
+
+@pytest.mark.parametrize("kind, loss", [("huber", huber), ("kl", kl)])
+def test_consistency_map_adds_up_to_the_loss_shown(student, kind, loss):
+    warps = WarpExplorer(sample_images(limit=1), build("harris", Selection(max_keypoints=50)), SIZE, student)
+    warps.controls["consistency"].value = kind
+    warps.controls["rotation"].value = 20
+    expected = loss(warp_image(warps.logits, warps.H()), warps.target, warps.valid)
+    value = warps.terms[warps.valid].mean() if kind == "huber" else warps.terms.sum()
+    assert torch.isclose(value, expected, rtol=1e-4) and f"{expected:.4g}" in warps.message.value
+    assert (warps.terms[~warps.valid] == 0).all() and (~warps.valid).any()
+
+
 def test_mask_cross_section_is_the_formula():
-    xy = torch.tensor([[40., 30.], [90., 60.]])
-    masks = MaskExplorer(xy, SIZE)
+    masks = MaskExplorer(sample_images(limit=1), Fixed(), SIZE)
     for name, value in dict(kind="smoothed", sigma=3., low=.2, high=.8, point=1).items(): masks.controls[name].value = value
     x, y = np.meshgrid(np.arange(SIZE[1]), 60)
-    distance = ((np.stack([x, y], -1)[0, :, None] - xy.numpy()) ** 2).sum(-1)
+    distance = ((np.stack([x, y], -1)[0, :, None] - Fixed.xy.numpy()) ** 2).sum(-1)
     # blobs are drawn out to 4 σ, where 3e-4 of the height is left
     assert np.allclose(masks.figure.data[1].y, .2 + .6 * np.exp(-distance / 18).max(1), atol=3e-4)
-    assert list(masks.figure.data[0].y) == [60, 60]
+    assert list(masks.figure.data[0].y) == [60, 60] and list(masks.figure.data[0].x) == [90 - masks.reach, 90 + masks.reach]
 
 
 def test_mask_without_a_range_says_so():
-    masks = MaskExplorer(torch.tensor([[5., 5.]]), SIZE)
+    masks = MaskExplorer(sample_images(limit=1), Fixed(), SIZE)
+    masks.controls["kind"].value = "smoothed"
     masks.controls["low"].value = .9
     assert "low must lie below high" in masks.message.value
+
+
+def test_losses_of_a_perfect_prediction_and_of_masks_they_do_not_fit():
+    mask = torch.full((1, 1, 8, 8), .25)
+    values = losses_of(mask.logit(), mask).set_index("loss").value
+    assert values[["Bernoulli KL", "Huber, δ .1", "KL of softmax", "KL of normalised mask"]].abs().max() < 1e-5
+    assert values[["sigmoid focal", "penalty-reduced focal"]].isna().all()
+    binary = torch.zeros(1, 1, 8, 8); binary[0, 0, 3, 3] = 1
+    values = losses_of(torch.zeros(1, 1, 8, 8), binary).set_index("loss").value
+    # p = ½ everywhere: (1/4)² … each of 63 pixels ¾·¼·ln 2, the keypoint ¼·¼·ln 2
+    assert np.isclose(values["sigmoid focal"], (63 * .75 + .25) * .25 * np.log(2)) and np.isnan(values["Bernoulli KL"])
+
+
+def test_a_student_is_shown_beside_its_target(student):
+    masks = MaskExplorer(sample_images(limit=1), Fixed(), SIZE, student)
+    assert np.allclose(masks.figure.data[4].y, masks.logits[0, 0].sigmoid()[30]) and np.allclose(masks.figure.data[3].y, masks.mask[0, 30])
+    before = masks.losses.value
+    masks.controls["sigma"].value = 4.
+    assert masks.losses.value != before
+
+
+def log(folder, run: str, epochs: int):
+    path = folder/run/"phase1"/"log.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame([dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e) for e in range(1, epochs + 1) for split in ("train", "val")]).to_parquet(path)
+
+
+def test_training_without_a_run_says_so(tmp_path):
+    training = TrainingExplorer(tmp_path)
+    assert "no run with a log.parquet" in training.message.value
+    log(tmp_path, "first", 2)
+    training.controls["refresh"].click()
+    assert [t.name for t in training.figure.data] == ["first/phase1 train", "first/phase1 val"] and list(training.figure.data[0].x) == [10, 20]
+
+
+def test_training_steps_through_saved_predictions(tmp_path):
+    log(tmp_path, "a", 3); log(tmp_path, "b", 3)
+    (tmp_path/"a"/"phase1"/"predictions").mkdir()
+    for epoch, grey in ((0, 0), (2, 200)): Image.new("L", (4, 4), grey).save(tmp_path/"a"/"phase1"/"predictions"/f"epoch_{epoch:03d}.png")
+    training = TrainingExplorer(tmp_path)
+    training.controls["runs"].value = list(training.seen)
+    assert training.controls["epoch"].max == 2 and "b/phase1: no predictions" in training.message.value
+    shown = []
+    for epoch in range(3):
+        training.controls["epoch"].value = epoch
+        shown.append((training.pictures.value, f"epoch {epoch if epoch != 1 else 0}" in training.message.value))
+    assert shown[0][0] == shown[1][0] != shown[2][0] and all(said for _, said in shown)
+
+
+def test_training_follows_a_run_and_stops(tmp_path):
+    log(tmp_path, "live", 1)
+    training = TrainingExplorer(tmp_path, seconds=.02)
+    length = lambda: len(training.figure.data[0].x)
+    async def until(condition):
+        for _ in range(500):
+            if condition(): return True
+            await asyncio.sleep(.01)
+    async def watch():
+        training.controls["follow"].value = True
+        task = training.task
+        log(tmp_path, "live", 4)
+        assert await until(lambda: length() == 4)
+        training.controls["follow"].value = False
+        assert await until(task.cancelled) and training.task is None
+        log(tmp_path, "live", 6)
+        await asyncio.sleep(.1)
+        assert length() == 4
+    asyncio.run(watch())
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    views, kept = warped_samples(2, (120, 160)), Kept(folder/"predictions")
+    return evaluate(["harris"], [R1, named("R1:rounded")], views, folder/"metrics.parquet", kept=kept), views, kept
+
+
+def test_results_count_as_the_protocol_does(measured):
+    rows, views, kept = measured
+    results = ResultsExplorer(rows, views, kept)
+    for key in (("R1", views.name, "harris"), ("R1:rounded", views.name, "harris")):
+        results.controls["measured"].value = key
+        for name, pair in results.controls["pair"].options[::4]:
+            results.controls["pair"].value = pair
+            row = results.rows.loc[pair]
+            counts = [len(t.x) for t in results.figure.data]
+            assert sum(counts[::2]) / sum(counts) == pytest.approx(row["repeatability@3"]) and sum(counts) == row["n1"] + row["n2"]
+            assert results.message.value.startswith(name) and "measured with other" not in results.message.value
+
+
+def test_results_order_epsilon_and_doubts(measured):
+    rows, views, kept = measured
+    results = ResultsExplorer(rows.assign(version="another"), views, kept)
+    assert "measured with other detector" in results.message.value
+    results.controls["order"].value = "worst first"
+    assert results.rows.loc[results["pair"], "repeatability@3"] == results.part["repeatability@3"].min()
+    few = len(results.figure.data[0].x)
+    results.controls["epsilon"].value = 10.
+    assert len(results.figure.data[0].x) > few
+
+
+def test_results_of_other_sequences_or_of_no_pairs(measured):
+    rows, views, _ = measured
+    assert "these pairs are of elsewhere" in ResultsExplorer(rows.assign(set="elsewhere"), views).message.value
+    with pytest.raises(ValueError, match="no rows of pairs"): ResultsExplorer(rows.assign(protocol="S1"), views)
