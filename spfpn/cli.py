@@ -140,7 +140,7 @@ def _evaluate(protocol: str, detectors: list[str], data, device: str, out: Path 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure detectors with a named protocol.")
 app.add_typer(evaluate, name="evaluate")
 
-Detectors = Annotated[list[str], typer.Option("--detector", help="harris, shi, fast, sift, random, a teacher, a student's .safetensors, your own FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, or all; as often as needed.")]
+Detectors = Annotated[list[str], typer.Option("--detector", help="harris, shi, fast, sift, random, a teacher, spfpn-s, a student's .safetensors, your own FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, or all; as often as needed.")]
 Sequences = Annotated[str, typer.Option(help="auto, warped-samples, hpatches, hpatches-108, or a folder of planar sequences.")]
 Limit = Annotated[int, typer.Option(min=0, help="At most so many sequences; 0: all.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]

@@ -191,6 +191,6 @@ class EasyDetector:
 def load(name: str | Path = DEFAULT, max_keypoints: int = 1000, nms_radius: int = 4, threshold: float = 0.0, subpixel: bool = True, device: str = "cpu") -> EasyDetector:
     """A detector for images as they come: the package's student, or whatever `build` takes. Also known as `spfpn.load`.
 
-    At most `max_keypoints`, `nms_radius` px apart, scores above `threshold`, between pixels with `subpixel` (where the detector scores every pixel); `device` may be auto.
+    At most `max_keypoints`, `nms_radius` px apart, scores above `threshold`, between pixels with `subpixel` (where the detector scores every pixel; a student's always are); `device` may be auto.
     Raises as `build` does, and `SettingsError` for a device that is not there."""
     return EasyDetector(build(name, Selection(max_keypoints, nms_radius, threshold, subpixel=subpixel), pick_device(device)))

@@ -1,4 +1,4 @@
-"""Write README.md from nbs/index.ipynb and the rows in nbs/results/: `python tools/readme.py` (nbdev-readme would need Quarto)."""
+"""Write README.md from nbs/index.ipynb, the model cards from nbs/results/*.md, and their tables from the rows in nbs/results/: `python tools/readme.py` (nbdev-readme would need Quarto)."""
 import posixpath
 import re
 from pathlib import Path
@@ -12,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT/"nbs"/"index.ipynb"
 PICTURES = "nbs/index_files"
 TABLE = r"<!-- table: (\S+) (\S+) (\S+) (.*?) -->"
-NOTE = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook. -->\n\n"
+CARDS = ROOT/"spfpn"/"weights"
+NOTE = "<!-- Made from nbs/{} by `make readme`: edit that. -->\n\n"
 
 
 def shown(notebook):
@@ -41,7 +42,9 @@ def main():
     for name, data in resources["outputs"].items():
         (ROOT/name).parent.mkdir(exist_ok=True)
         (ROOT/name).write_bytes(data)
-    (ROOT/"README.md").write_text(NOTE + with_tables(from_root(re.sub(r"\n{3,}", "\n\n", text))).strip() + "\n", encoding="utf-8")
+    (ROOT/"README.md").write_text(NOTE.format("index.ipynb") + with_tables(from_root(re.sub(r"\n{3,}", "\n\n", text))).strip() + "\n", encoding="utf-8")
+    for card in (INDEX.parent/"results").glob("*.md"):
+        (CARDS/card.name).write_text(NOTE.format(f"results/{card.name}") + with_tables(card.read_text(encoding="utf-8")).strip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__": main()

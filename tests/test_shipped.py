@@ -1,0 +1,35 @@
+"The student inside the package: there, small, as its card says, and worth its place."
+import pytest
+import torch
+
+import spfpn
+from spfpn.detectors import WEIGHTS, build, shipped
+from spfpn.images import digest, sample_images, warped_samples
+from spfpn.model import read_header
+from spfpn.protocols import R1
+
+
+@pytest.mark.parametrize("name", ["spfpn-s"])
+def test_it_is_small_and_has_a_card_of_its_own(name):
+    path = shipped()[name]
+    card = (WEIGHTS/f"{name}.md").read_text(encoding="utf-8")
+    assert path.stat().st_size <= 3_000_000
+    assert digest(path) in card, "the card is of another file"
+    header = read_header(path)
+    assert header["config"]["backbone"] in card and header["settings"]["teacher"] == "aliked", "a teacher whose licence permits it"
+
+
+def test_it_repeats_better_than_harris():
+    scenes = warped_samples(limit=4)
+    ours, harris = (R1.run(build(name, R1.selection), scenes)["repeatability@3"].mean() for name in ("spfpn-s", "harris"))
+    assert ours > harris
+
+
+def test_it_is_the_default_and_finds_the_same_in_grey_and_in_halves_of_a_batch():
+    photos = sample_images()
+    images = torch.stack([photos.load(i, (240, 320))[0] for i in (0, 1)])
+    detector = spfpn.load(max_keypoints=100)
+    assert detector.name == "spfpn-s"
+    for image, together in zip(images, detector.detect(images)):
+        alone = detector.detect(image)
+        assert len(alone) == 100 and torch.allclose(alone.xy, together.xy, atol=1e-2)
