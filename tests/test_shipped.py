@@ -19,10 +19,10 @@ def test_it_is_small_and_has_a_card_of_its_own(name):
     assert header["config"]["backbone"] in card and header["settings"]["teacher"] == "aliked", "a teacher whose licence permits it"
 
 
-def test_it_repeats_better_than_harris():
-    scenes = warped_samples(limit=4)
-    ours, harris = (R1.run(build(name, R1.selection), scenes)["repeatability@3"].mean() for name in ("spfpn-s", "harris"))
-    assert ours > harris
+def test_it_finds_most_of_its_keypoints_again():
+    scenes = warped_samples(limit=4)   # light and viewpoint of two held-back photographs
+    ours, chance = (R1.run(build(name, R1.selection), scenes)["repeatability@3"].mean() for name in ("spfpn-s", "random"))
+    assert ours > 0.6 and chance < 0.25
 
 
 def test_it_is_the_default_and_finds_the_same_in_grey_and_in_halves_of_a_batch():
