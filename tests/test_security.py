@@ -166,7 +166,7 @@ def test_a_file_of_that_name_is_text_in_report_and_explorer(tmp_path):
     assert not {tag[0] for tag in page.tags} & {"img", "svg", "iframe"} and len([tag for tag in page.tags if tag[0] == "script"]) == 1
     explorer = HeatmapExplorer(photographs, [Brightness()], (32, 48))
     for i in range(len(photographs)):
-        explorer.controls["image"].value = i
+        explorer.controls["image"].index = i
         assert not [tag for tag in Page(explorer.message.value).tags if tag[0] != "b"], "an unreadable image is a message, its name is text"
         assert all(name not in explorer.message.value for name in names if "<" in name)
 
