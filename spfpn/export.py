@@ -9,6 +9,7 @@ import importlib, io, warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -51,8 +52,8 @@ class Exported(nn.Module):
 
 # %% ../nbs/20_export.ipynb #ex09
 def _padding(size) -> tuple:
-    "`model._padding` in whole numbers, which a trace can keep as symbols."
-    down, right = (torch.sym_max(-(-n // student.CELL) * student.CELL, student.SMALLEST) - n for n in size)
+    "`model._padding` in whole numbers, which a trace can keep as symbols; none of them negative, because ONNX rounds towards zero."
+    down, right = (torch.sym_max((n + student.CELL - 1) // student.CELL * student.CELL, student.SMALLEST) - n for n in size)
     return 0, right, 0, down
 
 def trace(model: student.SPFPN, selection: Selection | None = None) -> torch.export.ExportedProgram:
@@ -75,12 +76,11 @@ def _to_onnx(model, selection) -> Files:
     return {".onnx": torch.onnx.export(trace(model, selection), (), dynamo=True, verbose=False, **names).model_proto.SerializeToString()}
 
 def _to_openvino(model, selection) -> Files:
-    core, passes = _extra("openvino", "openvino", "openvino.passes")
-    xml, weights = io.BytesIO(), io.BytesIO()
-    manager = passes.Manager()
-    manager.register_pass("Serialize", xml, weights)
-    manager.run_passes(core.Core().read_model(_to_onnx(model, selection)[".onnx"]))
-    return {".bin": weights.getvalue(), ".xml": xml.getvalue()}
+    openvino, = _extra("openvino", "openvino")
+    network = openvino.Core().read_model(_to_onnx(model, selection)[".onnx"])
+    with TemporaryDirectory() as folder:
+        openvino.save_model(network, f"{folder}/s.xml", compress_to_fp16=False)
+        return {end: Path(folder, f"s{end}").read_bytes() for end in (".bin", ".xml")}
 
 def _to_pt2(model, selection) -> Files:
     file = io.BytesIO()
