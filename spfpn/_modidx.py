@@ -8,6 +8,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'spfpn.benchmark.XFeat.__init__': ('research/benchmark.html#xfeat.__init__', 'spfpn/benchmark.py'),
                                  'spfpn.benchmark.XFeat.scores': ('research/benchmark.html#xfeat.scores', 'spfpn/benchmark.py'),
                                  'spfpn.benchmark._compiled': ('research/benchmark.html#_compiled', 'spfpn/benchmark.py'),
+                                 'spfpn.benchmark._processor': ('research/benchmark.html#_processor', 'spfpn/benchmark.py'),
                                  'spfpn.benchmark._ready': ('research/benchmark.html#_ready', 'spfpn/benchmark.py'),
                                  'spfpn.benchmark._superpoint': ('research/benchmark.html#_superpoint', 'spfpn/benchmark.py'),
                                  'spfpn.benchmark.about': ('research/benchmark.html#about', 'spfpn/benchmark.py'),

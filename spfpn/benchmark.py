@@ -5,7 +5,7 @@
 # %% ../nbs/research/benchmark.ipynb #rb04
 from __future__ import annotations
 
-import copy, json, platform
+import copy, json, platform, re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -96,9 +96,14 @@ def _ready(spec: str, arguments: tuple, photo: Path, size, report: Callable) -> 
     except Exception as error:   # a missing extra, weights that are away, no compiler: each has its own kind, and none of them should cost the others
         report(f"left out: {spec} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
 
+def _processor() -> str:
+    "Its name; on Linux it stands in a file, where `platform` does not look."
+    try: return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError): return platform.processor()
+
 def about() -> str:
     "What a time depends on besides, as JSON: processor, threads, versions."
-    return json.dumps(dict(machine=platform.machine(), processor=platform.processor(), threads=torch.get_num_threads(), python=platform.python_version(), **{p: version(p) for p in ("spfpn", "torch")}))
+    return json.dumps(dict(processor=_processor(), threads=torch.get_num_threads(), python=platform.python_version(), **{p: version(p) for p in ("spfpn", "torch")}))
 
 def benchmark(student: str | Path, size: tuple[int, int] = (480, 640), rounds: int = 30, max_keypoints: int = 1000, rows=(), report: Callable = print) -> pd.DataFrame:
     """Milliseconds from an image file to keypoints, a row for each detector and round, in columns for each of `STAGES`, and `total`.
