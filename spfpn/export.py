@@ -194,8 +194,10 @@ class RuntimeDetector(MapDetector):
     def __init__(self, path_or_name: str | Path, runtime: str = "onnx", selection: Selection = Selection()):
         super().__init__(replace(selection, subpixel=True))
         kind, path = format_named(runtime), Path(shipped().get(str(path_or_name), path_or_name))
-        self.run = _read(path, kind) if path.suffix in kind.ends else kind.run(_checked(student.load(path), kind))
-        self.name, self.version = f"{path.stem} ({runtime})", f"{digest(path)} {runtime}"
+        exported = path.suffix in kind.ends
+        self.run = _read(path, kind) if exported else kind.run(_checked(student.load(path), kind))
+        weights = [path.with_suffix(end) for end in kind.ends] if exported else [path]
+        self.name, self.version = f"{path.stem} ({runtime})", f"{digest(*weights)} {runtime}"
 
     def scores(self, images: Tensor) -> Tensor: return self.run(to_gray(images).cpu().contiguous())[0]
 
