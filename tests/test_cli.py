@@ -4,7 +4,6 @@ import subprocess
 import sys
 from dataclasses import replace
 
-import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -12,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import spfpn
-from spfpn.cli import app, export_onnx
+from spfpn.cli import app
 from spfpn.labels import LabelStore
 from spfpn.model import SPFPN, load, save
 
@@ -43,7 +42,7 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     result = call("--help")
     assert result.exit_code == 0
-    for command in ("run", "label", "train", "evaluate", "detect", "export", "explore"): assert command in result.output
+    for command in ("run", "label", "train", "evaluate", "detect", "export", "benchmark", "explore"): assert command in result.output
 
 
 def test_version(): assert call("--version").output.strip() == spfpn.__version__
@@ -58,7 +57,6 @@ def test_version(): assert call("--version").output.strip() == spfpn.__version__
     (("evaluate", "repeatability", "--detector", "harrris"), "harrris"),
     (("evaluate", "repeatability", "--detector", "harris", "--protocol", "H1"), "R1, R2"),
     (("evaluate", "repeatability", "--detector", "harris", "--sequences", "/no/such/folder"), "/no/such/folder"),
-    (("export", "nosuch.safetensors"), "nosuch.safetensors"),
 ])
 def test_errors_are_one_message(arguments, message):
     result = call(*arguments)
@@ -143,23 +141,6 @@ def test_evaluate_detection(monkeypatch):
     monkeypatch.setitem(PROTOCOLS, "S1", replace(PROTOCOLS["S1"], images=22))
     result = call("evaluate", "detection", "--detector", "harris")
     assert result.exit_code == 0 and "S1 on shapes-clean" in result.output, result.output
-
-
-def test_export_gives_the_same_heatmap_at_any_size(student, tmp_path):
-    assert call("export", student).exit_code == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["student.onnx", "student.safetensors"]
-    network, model = onnxruntime.InferenceSession(tmp_path/"student.onnx"), load(student)
-    for size in ((64, 96), (75, 101)):
-        image = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad(): expected = model.heatmap(image)
-        got = torch.from_numpy(network.run(None, {"image": image.numpy()})[0])
-        assert torch.allclose(got, expected, atol=1e-5), size
-
-
-def test_export_without_the_extra(student, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    result = call("export", student)
-    assert result.exit_code == 2 and "pip install" in result.output
 
 
 def test_explore_outside_a_checkout(tmp_path, monkeypatch):
