@@ -48,7 +48,7 @@ def flat(facts: dict, prefix: str = "") -> dict:
 
 def facts_table(facts: dict) -> str:
     "Facts as an HTML table of two columns."
-    return table(pd.DataFrame([(k, str(v)) for k, v in flat(facts).items()], columns=["what", "value"]))
+    return f'<div class="facts">{table(pd.DataFrame([(k, str(v)) for k, v in flat(facts).items()], columns=["what", "value"]))}</div>'
 
 # %% ../nbs/18_report.ipynb #c12-4141c912
 def origin(run: dict, source: str, **more) -> str:
@@ -145,12 +145,13 @@ def facts_section(out: Path, run: dict) -> str:
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --soft: #5b5b5b; --line: #d9d9d9; --ground: #fff; --stripe: #f5f5f5; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a8a8a8; --line: #3b3b3b; --ground: #161616; --stripe: #202020; } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem; }
+body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--ground); max-width: 76rem; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { margin-bottom: .2rem; } h2 { margin-top: 2.6rem; border-bottom: 1px solid var(--line); padding-bottom: .2rem; }
 figure { margin: 1rem 0 2rem; overflow-x: auto; } figure img { max-width: 100%; height: auto; }
 figcaption, .about { color: var(--soft); font-size: .82rem; overflow-wrap: anywhere; margin-top: .5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+.facts td:last-child { white-space: normal; overflow-wrap: anywhere; }
 tbody tr:nth-child(odd) { background: var(--stripe); }
 .missing { border-left: 4px solid #d55e00; padding: .3rem .8rem; background: var(--stripe); }
 summary { cursor: pointer; padding: .4rem 0; font-weight: 600; }
