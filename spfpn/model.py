@@ -24,7 +24,7 @@ from .keypoints import Keypoints, MapDetector, Selection, extract
 from .settings import replacing
 
 # %% auto #0
-__all__ = ['STRIDES', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'SPFPN',
+__all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'SPFPN',
            'CheckpointError', 'save', 'read_header', 'load', 'StudentDetector']
 
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
@@ -44,11 +44,15 @@ def make_backbone(name: str, pretrained: bool) -> tuple[nn.Module, str]:
     return timm.create_model(name, pretrained=False, **taps), "random"
 
 # %% ../nbs/08_model.ipynb #c08-13a7302b
-def _conv(cin: int, cout: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(cin, cout, 3, padding=1, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True))
+STEM = 16   # channels at stride 2, the dearest place of the network
 
-def _sum_at(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-    return torch.stack([F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps]).sum(0)
+def _conv(cin: int, cout: int, kernel: int = 3) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True))
+
+def _sum(maps: list[Tensor]) -> Tensor:
+    "Of all maps at the size of the first, the finest."
+    finest, *coarser = maps
+    return finest + sum(F.interpolate(m, size=finest.shape[-2:], mode="bilinear", align_corners=False) for m in coarser)
 
 class BicubicHead(nn.Module):
     "Maps at strides 4–32, summed at stride 4 → one channel → bicubic to full resolution."
@@ -60,23 +64,24 @@ class BicubicHead(nn.Module):
     def last(self) -> nn.Module: return self.norm
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
-        logits = self.norm(self.score(_sum_at(maps, maps[0].shape[-2:])))
+        logits = self.norm(self.score(_sum(maps)))
         return F.interpolate(logits, size=gray.shape[-2:], mode="bicubic", align_corners=False)
 
 class ShuffleHead(nn.Module):
-    "Maps at strides 4–32, fused with a full-detail stem at stride 2 → four logits a cell → full resolution."
+    "Maps at strides 4–32, fused at stride 4 with a stem that has looked at every pixel → sixteen logits a cell → full resolution."
     def __init__(self, channels: int):
         super().__init__()
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), _conv(4, channels), _conv(channels, channels))
-        self.fuse, self.score = _conv(channels, channels), nn.Conv2d(channels, 4, 1)
+        width = channels * 3 // 2
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), _conv(4, STEM), _conv(STEM, STEM), nn.PixelUnshuffle(2), _conv(4 * STEM, width, 1))
+        self.context = nn.Conv2d(channels, width, 1)
+        self.fuse, self.score = nn.Sequential(_conv(width, width), _conv(width, width)), nn.Conv2d(width, 16, 1)
 
     @property
     def last(self) -> nn.Module: return self.score
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
-        detail = self.stem(gray)
-        context = F.interpolate(_sum_at(maps, maps[0].shape[-2:]), size=detail.shape[-2:], mode="bilinear", align_corners=False)
-        return F.pixel_shuffle(self.score(self.fuse(detail + context)), 2)
+        context = self.context(_sum(maps))
+        return F.pixel_shuffle(self.score(self.fuse(self.stem(gray) + context)), 4)
 
 HEADS = dict(bicubic=BicubicHead, shuffle=ShuffleHead)
 
@@ -85,7 +90,8 @@ HUB_FILE = "model.safetensors"   # what the Hugging Face hub calls it
 CELL, SMALLEST = 32, 64   # InstanceNorm needs more than one cell at stride 32
 
 def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
-    down, right = (max(math.ceil(n / CELL) * CELL, SMALLEST) - n for n in size)
+    "Whole numbers and `sym_max` all the way: so a trace for another runtime keeps the size open."
+    down, right = (torch.sym_max((n + CELL - 1) // CELL * CELL, SMALLEST) - n for n in size)
     return 0, right, 0, down
 
 class SPFPN(nn.Module, PyTorchModelHubMixin):

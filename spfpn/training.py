@@ -9,7 +9,7 @@ import copy, json, math, time, warnings, zlib
 from functools import lru_cache
 from pathlib import Path
 
-import pandas as pd, torch
+import numpy as np, pandas as pd, torch
 from kornia.enhance import adjust_contrast_with_mean_subtraction, adjust_gamma
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
@@ -27,12 +27,13 @@ from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_foc
 from .masks import binary_mask, blob_mask, rank_heights
 from .protocols import nearest_distances, repeatability, shared_points
 from .settings import Settings, alone, pick_device, replacing
+from .shapes import degrade, mixture
 
 # %% auto #0
-__all__ = ['CACHE_BYTES', 'ERODE', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE', 'Examples', 'photometric', 'crop_size',
-           'crop_about', 'random_crop', 'random_view', 'Phase1', 'Phase2', 'precision_recall', 'watch', 'evaluate',
-           'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'Run', 'arithmetic', 'train_step', 'fit',
-           'recalibrate', 'train_phase1', 'train_phase2']
+__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE',
+           'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'canvas', 'Phase1',
+           'Phase2', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch', 'step_rows',
+           'Run', 'arithmetic', 'train_step', 'fit', 'recalibrate', 'train_phase1', 'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -87,12 +88,32 @@ def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
 # %% ../nbs/15_training.ipynb #c09-8d1c440b
 ERODE = 4   # px: no loss where a receptive field sees mostly the edge of a warp
 
-def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator) -> Tensor:
-    "The homography [3, 3] from an image of `size` to a window of size `out` of a random view of it, mirrored half the time."
+def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator, rotation: float = 30, zoom: float = 1.6) -> Tensor:
+    "The homography [3, 3] from an image of `size` to a window of size `out` of a random view of it: turned by up to `rotation` degrees, `zoom` times larger or smaller, mirrored half the time."
     mirror = torch.tensor([[-1, 0, size[1] - 1], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
-    view = sample_homography(size, generator, rotation=30, scale=(0.6, 1.6), perspective=0.2, min_overlap=0.4)
+    view = sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom), perspective=0.2, min_overlap=0.4)
     if torch.rand((), generator=generator) < 0.5: view = view @ mirror
     return random_crop(size, out, generator) @ view
+
+# %% ../nbs/15_training.ipynb #c09a-figures1
+FIGURES, FIGURE_SEED = 1000, 1_000_000   # kept in memory; their seed is far from the evaluation's
+
+def canvas(size: tuple[int, int], seed: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    "Four synthetic figures in the quarters of an image [1, H, W] of `size`, each mirrored or degraded half the time; their corners [N, 2]; where loss counts [1, H, W]: not at the seams."
+    image, corners, valid = torch.zeros(1, *size), [], torch.zeros(1, *size, dtype=torch.bool)
+    h, w = size[0] // 2, size[1] // 2
+    figures = mixture(FIGURES, FIGURE_SEED + seed, size=(h, w))
+    for top, left in ((0, 0), (0, w), (h, 0), (h, w)):
+        k, mirrored, noisy = (torch.randint(n, (), generator=generator).item() for n in (len(figures), 2, 2))
+        figure = degrade(figures[k], np.random.default_rng(torch.randint(2**62, (), generator=generator).item())) if noisy else figures[k]
+        xy = torch.stack((w - 1 - figure.corners[:, 0], figure.corners[:, 1]), -1) if mirrored else figure.corners
+        image[:, top:top + h, left:left + w] = figure.image.flip(-1) if mirrored else figure.image
+        valid[:, top + ERODE:top + h - ERODE, left + ERODE:left + w - ERODE] = True
+        corners.append(xy + torch.tensor([left, top]))
+    return image, torch.cat(corners), valid
+
+# %% ../nbs/15_training.ipynb #c09b-phase101
+FAINT = 0.01   # a lower peak of the agreed map is no keypoint
 
 class Phase1:
     "Single views: `batch` of rows → images, masks, validity; `loss` on logits."
@@ -103,21 +124,43 @@ class Phase1:
     def mask(self, xy: Tensor, size) -> Tensor:
         "Of keypoints [N, 2], best first: [1, H, W]."
         s = self.settings
-        if s.phase1_loss == "blob": return blob_mask(xy, size, s.phase1_sigma, heights=rank_heights(len(xy), s.phase1_points))
+        if s.phase1_loss == "blob": return blob_mask(xy, size, s.phase1_sigma, heights=rank_heights(len(xy), s.phase1_points).to(xy.device))
         if s.phase1_loss == "focal": return binary_mask(xy, size)
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
+    def masks(self, points: list[Tensor], H: Tensor, size) -> Tensor:
+        "Masks [N, 1, H, W] of the views `H` [N, 3, 3] of photographs with keypoints `points`, so many views to each."
+        return torch.stack([self.mask(warp_points(points[i * len(points) // len(H)], h), size) for i, h in enumerate(H)])
+
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        size, out = self.examples.size, crop_size(self.examples.size, self.settings.crop)
-        H = torch.stack([random_view(size, out, generator) for _ in rows])
-        images = warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out)
-        masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
-        return dict(images=photometric(images, generator), masks=masks, valid=valid_mask(H, size, out, erode=ERODE))
+        "With agreement `masks` has the canvases' alone, and `said` [B, 1, H, W] what the teacher says of the photographs."
+        s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
+        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) for _ in range(len(rows) * s.views)])
+        photographs = torch.stack([self.examples.image(r) for r in rows]).repeat_interleave(s.views, 0)
+        drawn = [canvas(out, s.seed, generator) for _ in range(s.shapes)]
+        images = torch.cat((photometric(warp_image(photographs, H, out), generator), *(image[None] for image, *_ in drawn)))
+        valid = torch.cat((valid_mask(H, size, out, erode=ERODE), *(v[None] for *_, v in drawn)))
+        corners, points = [blob_mask(xy, out, s.phase1_sigma) for _, xy, _ in drawn], [points_of(r) for r in rows]
+        if s.agreement: return dict(images=images, valid=valid, H=H, said=torch.stack([self.mask(xy, size) for xy in points]), masks=torch.stack(corners) if corners else images[:0])
+        return dict(images=images, valid=valid, masks=torch.cat((self.masks(points, H, out), *(m[None] for m in corners))))
+
+    @torch.no_grad()
+    def agreed(self, logits: Tensor, valid: Tensor, H: Tensor, said: Tensor) -> list[Tensor]:
+        "Keypoints [N, 2] of the photographs, best first: the peaks of what the teacher `said` of them and of the mean of `logits` over the views `H` that see a pixel."
+        size, back, s = tuple(said.shape[-2:]), torch.linalg.inv(H), self.settings
+        seen = valid_mask(back, tuple(logits.shape[-2:]), size) & (warp_image(valid.float(), back, size) > 0.999)
+        total, visits = (x.reshape(len(said), -1, *said.shape[1:]).sum(1) for x in (warp_image(logits.float().sigmoid(), back, size) * seen, seen))
+        mean = torch.where(visits > 1, total / visits.clamp_min(1), said)
+        return [k.xy for k in extract(said + s.agreement * (mean - said), Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))]
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        return dict(loss=self.LOSSES[self.settings.phase1_loss](model(b["images"]), b["masks"], b["valid"]))
+        logits, masks = model(b["images"]), b["masks"]
+        if self.settings.agreement:
+            n = len(b["H"])
+            masks = torch.cat((self.masks(self.agreed(logits[:n], b["valid"][:n], b["H"], b["said"]), b["H"], b["images"].shape[-2:]), masks))
+        return dict(loss=self.LOSSES[self.settings.phase1_loss](logits, masks, b["valid"]))
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2:
