@@ -351,7 +351,9 @@ def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, 
 def recalibrate(model, images: Tensor, masks: Tensor):
     "Scale (by a positive factor) and shift `model`'s logits on `images` [B, 1, H, W] to fit `masks` strictly between 0 and 1; `model` in eval mode. In place."
     with torch.no_grad(): logits = model(images)
-    line = torch.zeros(2, requires_grad=True)   # log of the scale, shift
+    std, mean = torch.std_mean(logits)
+    logits = (logits - mean) / std
+    line = torch.zeros(2, requires_grad=True)   # log of the scale, shift: of standardised logits, or one would hide the other
     optimizer = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
     def divergence():
         optimizer.zero_grad()
@@ -359,7 +361,8 @@ def recalibrate(model, images: Tensor, masks: Tensor):
         loss.backward()
         return loss
     optimizer.step(divergence)
-    model.rescale(line[0].exp().item(), line[1].item())
+    scale = line[0].exp().item() / std.item()
+    model.rescale(scale, line[1].item() - scale * mean.item())
 
 # %% ../nbs/15_training.ipynb #c25-3eb50bf2
 def _meta(settings: Settings) -> dict:
