@@ -78,11 +78,12 @@ def run(profile: Profile = "quick", parameters: Parameters = None,
 # %% ../nbs/19_cli.ipynb #c13-09af067a
 @app.command()
 def label(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None):
-    "Run the teacher over the images: OUT/labels and OUT/pairs."
+    "Run the teacher over the images: OUT/labels, and OUT/pairs unless phase 2 does without."
     from spfpn.labels import make_labels, make_pairs
+    from spfpn.training import phase2_labels
     settings = _settings(profile, parameters)
     make_labels(settings, out/"labels")
-    make_pairs(settings, out/"pairs")
+    if (store := phase2_labels(settings, out)) == out/"pairs": make_pairs(settings, store)
 
 # %% ../nbs/19_cli.ipynb #c14-7639f7c7
 train = typer.Typer(no_args_is_help=True, help="Train the student: phase1 from labels, phase2 from pairs.")
@@ -97,9 +98,10 @@ def phase1(out: RunFolder, profile: Profile = "quick", parameters: Parameters = 
 @train.command()
 def phase2(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None,
            start: Annotated[Optional[Path], typer.Option(help="The checkpoint to start from; OUT/phase1/best.safetensors when not given.")] = None):
-    "Learn to agree with oneself on warped images: OUT/pairs into OUT/phase2."
-    from spfpn.training import train_phase2
-    train_phase2(_settings(profile, parameters), out/"pairs", start or out/"phase1"/"best.safetensors", out/"phase2")
+    "Learn to agree with oneself on warped images: OUT/pairs (or OUT/labels, for phase2_loss=agreement) into OUT/phase2."
+    from spfpn.training import phase2_labels, train_phase2
+    settings = _settings(profile, parameters)
+    train_phase2(settings, phase2_labels(settings, out), start or out/"phase1"/"best.safetensors", out/"phase2")
 
 # %% ../nbs/19_cli.ipynb #c16-813dc8e2
 def show_table(frame, title: str = ""):

@@ -61,23 +61,22 @@ class Settings:
     phase1_start: str = ""             # a checkpoint of phase 1 to go on from, of whatever architecture, or the name of a shipped one; empty: a new student
     phase1_loss: str = "blob"          # blob: cross-entropy on blobs; penalty: CornerNet's; focal: the paper's sigmoid focal loss
     phase1_points: int = 0             # blobs fall with the keypoint's rank, to a half at this one; 0: all are alike
-    agreement: float = 0.0             # share of the target that is the student's own mean over a photograph's views; the rest is the teacher's
-    shapes: int = 0                    # canvases of four synthetic figures in each step
     phase1_epochs: int = 10
     phase1_lr: float = 2e-3
     phase1_sigma: float = 1.2          # width of a blob, or of the penalty-reduced zone around a keypoint
     # phase 2
-    phase2_loss: str = "huber"         # huber, or kl
+    phase2_loss: str = "huber"         # huber or kl, on matched pairs; agreement: on what the student finds in several views
+    views: int = 4                     # of each photograph, for agreement; `batch` counts them
     phase2_epochs: int = 4
     phase2_lr: float = 5e-4
     phase2_sigma: float = 1.2          # width of a blob
     consistency_weight: float = 1.0
     supervised_weight: float = 1.0     # 0: the consistency loss alone, as in the paper
     # training
-    batch: int = 16                    # photographs a step
-    views: int = 1                     # random views of each of them (phase 1)
-    rotation: float = 30.0             # of a view, degrees either way
-    zoom: float = 1.6                  # of a view, so many times larger or smaller
+    batch: int = 16
+    rotation: float = 30.0             # of random views, degrees either way
+    zoom: float = 1.6                  # of random views, so many times larger or smaller
+    shapes: int = 0                    # canvases of four synthetic figures beside each step's photographs
     crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
     repeats: int = 1                   # times an epoch shows each image, each time augmented anew
@@ -88,7 +87,6 @@ class Settings:
 
     def __post_init__(self):
         for field in fields(self): _check(field.name, getattr(self, field.name))
-        if self.agreement and self.views < 2: raise SettingsError(f"agreement={self.agreement!r}: needs views=2 or more, a mean over one view is that view")
 
     @property
     def size(self) -> tuple[int, int]: return self.height, self.width
@@ -111,11 +109,11 @@ class Settings:
 CHOICES = dict(resize=("cover", "fit"), teacher=("aliked", "disk", "superpoint", "superpoint-open"),
                adaptation_aggregate=("mean", "max"),
                matcher=("lightglue", "nearest"), head=("shuffle", "bicubic"),
-               phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl"),
+               phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "agreement"),
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=1,
                 pairs_per_image=1, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
-                consistency_weight=0, supervised_weight=0, seed=0, agreement=0, shapes=0, views=1, rotation=0, zoom=1)
+                consistency_weight=0, supervised_weight=0, seed=0, shapes=0, views=2, rotation=0, zoom=1)
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 
 def _check(name: str, value):
@@ -125,7 +123,6 @@ def _check(name: str, value):
     if name == "seed" and value >= 2**63: raise SettingsError(f"seed={value!r}: must be below 2**63, as torch's generators need it")
     if name == "crop" and 0 < value < 32: raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")
     if name in ABOVE_ZERO and not value > 0: raise SettingsError(f"{name}={value!r}: must be above 0")
-    if name == "agreement" and value > 1: raise SettingsError(f"agreement={value!r}: a share, so at most 1")
     if name == "val_share" and not 0 < value < 1: raise SettingsError(f"{name}={value!r}: must lie between 0 and 1")
 
 # %% ../nbs/00_settings.ipynb #c09-084cb752

@@ -32,8 +32,9 @@ from .shapes import degrade, mixture
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE',
            'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'canvas', 'Phase1',
-           'Phase2', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch', 'step_rows',
-           'Run', 'arithmetic', 'train_step', 'fit', 'recalibrate', 'train_phase1', 'train_phase2']
+           'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch',
+           'step_rows', 'Run', 'arithmetic', 'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels',
+           'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -96,27 +97,25 @@ def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
     return random_crop(size, out, generator) @ view
 
 # %% ../nbs/15_training.ipynb #c09a-figures1
-FIGURES, FIGURE_SEED = 1000, 1_000_000   # kept in memory; their seed is far from the evaluation's
+FIGURES, FIGURE_SEED = 1000, 1_000_000   # so many are drawn, once; their seed is far from the evaluation's
 
-def canvas(size: tuple[int, int], seed: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    "Four synthetic figures in the quarters of an image [1, H, W] of `size`, each mirrored or degraded half the time; their corners [N, 2]; where loss counts [1, H, W]: not at the seams."
-    image, corners, valid = torch.zeros(1, *size), [], torch.zeros(1, *size, dtype=torch.bool)
+def canvas(size: tuple[int, int], seed: int, sigma: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    "Four synthetic figures in the quarters of an image, each mirrored or degraded half the time: image, where loss counts (not at the seams), and blobs at the corners, all [1, 1, H, W]."
+    image, valid, corners = torch.zeros(1, 1, *size), torch.zeros(1, 1, *size, dtype=torch.bool), []
     h, w = size[0] // 2, size[1] // 2
     figures = mixture(FIGURES, FIGURE_SEED + seed, size=(h, w))
     for top, left in ((0, 0), (0, w), (h, 0), (h, w)):
         k, mirrored, noisy = (torch.randint(n, (), generator=generator).item() for n in (len(figures), 2, 2))
         figure = degrade(figures[k], np.random.default_rng(torch.randint(2**62, (), generator=generator).item())) if noisy else figures[k]
         xy = torch.stack((w - 1 - figure.corners[:, 0], figure.corners[:, 1]), -1) if mirrored else figure.corners
-        image[:, top:top + h, left:left + w] = figure.image.flip(-1) if mirrored else figure.image
-        valid[:, top + ERODE:top + h - ERODE, left + ERODE:left + w - ERODE] = True
+        image[0, :, top:top + h, left:left + w] = figure.image.flip(-1) if mirrored else figure.image
+        valid[0, :, top + ERODE:top + h - ERODE, left + ERODE:left + w - ERODE] = True
         corners.append(xy + torch.tensor([left, top]))
-    return image, torch.cat(corners), valid
+    return image, valid, blob_mask(torch.cat(corners), size, sigma)[None]
 
 # %% ../nbs/15_training.ipynb #c09b-phase101
-FAINT = 0.01   # a lower peak of the agreed map is no keypoint
-
 class Phase1:
-    "Single views: `batch` of rows → images, masks, validity; `loss` on logits."
+    "Views of photographs with what the teacher said of them: `batch` of rows → images, masks, validity; `loss` on logits."
     name, low, high = "phase1", 0.0, 1.0
 
     def __init__(self, examples: Examples, settings: Settings): self.examples, self.settings = examples, settings
@@ -128,39 +127,25 @@ class Phase1:
         if s.phase1_loss == "focal": return binary_mask(xy, size)
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
-    def masks(self, points: list[Tensor], H: Tensor, size) -> Tensor:
-        "Masks [N, 1, H, W] of the views `H` [N, 3, 3] of photographs with keypoints `points`, so many views to each."
-        return torch.stack([self.mask(warp_points(points[i * len(points) // len(H)], h), size) for i, h in enumerate(H)])
+    def look(self, rows: list[dict], generator: torch.Generator, views: int = 1) -> dict[str, Tensor]:
+        "So many random views `H` of each photograph, and canvases after them: images, where loss counts, and `masks`, which only canvases have yet."
+        s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
+        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) for _ in range(len(rows) * views)])
+        photographs = torch.stack([self.examples.image(r) for r in rows]).repeat_interleave(views, 0)
+        seen = photometric(warp_image(photographs, H, out), generator), valid_mask(H, size, out, erode=ERODE), torch.zeros(len(H), 1, *out)
+        drawn = [canvas(out, s.seed, s.phase1_sigma, generator) for _ in range(s.shapes)]
+        return dict(H=H) | dict(zip(("images", "valid", "masks"), (torch.cat(parts) for parts in zip(seen, *drawn))))
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        "With agreement `masks` has the canvases' alone, and `said` [B, 1, H, W] what the teacher says of the photographs."
-        s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
-        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) for _ in range(len(rows) * s.views)])
-        photographs = torch.stack([self.examples.image(r) for r in rows]).repeat_interleave(s.views, 0)
-        drawn = [canvas(out, s.seed, generator) for _ in range(s.shapes)]
-        images = torch.cat((photometric(warp_image(photographs, H, out), generator), *(image[None] for image, *_ in drawn)))
-        valid = torch.cat((valid_mask(H, size, out, erode=ERODE), *(v[None] for *_, v in drawn)))
-        corners, points = [blob_mask(xy, out, s.phase1_sigma) for _, xy, _ in drawn], [points_of(r) for r in rows]
-        if s.agreement: return dict(images=images, valid=valid, H=H, said=torch.stack([self.mask(xy, size) for xy in points]), masks=torch.stack(corners) if corners else images[:0])
-        return dict(images=images, valid=valid, masks=torch.cat((self.masks(points, H, out), *(m[None] for m in corners))))
-
-    @torch.no_grad()
-    def agreed(self, logits: Tensor, valid: Tensor, H: Tensor, said: Tensor) -> list[Tensor]:
-        "Keypoints [N, 2] of the photographs, best first: the peaks of what the teacher `said` of them and of the mean of `logits` over the views `H` that see a pixel."
-        size, back, s = tuple(said.shape[-2:]), torch.linalg.inv(H), self.settings
-        seen = valid_mask(back, tuple(logits.shape[-2:]), size) & (warp_image(valid.float(), back, size) > 0.999)
-        total, visits = (x.reshape(len(said), -1, *said.shape[1:]).sum(1) for x in (warp_image(logits.float().sigmoid(), back, size) * seen, seen))
-        mean = torch.where(visits > 1, total / visits.clamp_min(1), said)
-        return [k.xy for k in extract(said + s.agreement * (mean - said), Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))]
+        b = self.look(rows, generator)
+        b["masks"][:len(rows)] = torch.stack([self.mask(warp_points(points_of(r), H), b["images"].shape[-2:]) for r, H in zip(rows, b["H"])])
+        return b
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
-    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits, masks = model(b["images"]), b["masks"]
-        if self.settings.agreement:
-            n = len(b["H"])
-            masks = torch.cat((self.masks(self.agreed(logits[:n], b["valid"][:n], b["H"], b["said"]), b["H"], b["images"].shape[-2:]), masks))
-        return dict(loss=self.LOSSES[self.settings.phase1_loss](logits, masks, b["valid"]))
+    def against(self, logits: Tensor, masks: Tensor, valid: Tensor) -> dict[str, Tensor]: return dict(loss=self.LOSSES[self.settings.phase1_loss](logits, masks, valid))
+
+    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]: return self.against(model(b["images"]), b["masks"], b["valid"])
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2:
@@ -189,6 +174,32 @@ class Phase2:
         consistency = (huber_consistency if self.settings.phase2_loss == "huber" else kl_consistency)(p, p2, b["masks"], b["masks2"], b["H"])
         home = bernoulli_kl(p, b["masks"]) + bernoulli_kl(p2, b["masks2"], b["valid2"])
         return dict(loss=self.settings.consistency_weight * consistency + self.settings.supervised_weight * home, consistency=consistency, supervised=home)
+
+# %% ../nbs/15_training.ipynb #c11b-agree002
+FAINT = 0.01   # a lower peak of the average is no keypoint
+
+class Agreement(Phase1):
+    "Views of photographs: a keypoint is what the student itself finds in all of them."
+    name = "phase2"
+
+    def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]: return self.look(rows, generator, self.settings.views)
+
+    @torch.no_grad()
+    def agreed(self, logits: Tensor, valid: Tensor, H: Tensor) -> tuple[list[Tensor], Tensor]:
+        "Keypoints [N, 2] of the photographs, best first, and of the views the pixels [V, 1, H, W] that another view sees as well."
+        size, out, back, s = self.examples.size, tuple(logits.shape[-2:]), torch.linalg.inv(H), self.settings
+        seen = valid_mask(back, out, size) & (warp_image(valid.float(), back, size) > 0.999)
+        scores = warp_image(logits.float().sigmoid(), back, size) * seen
+        total, visits = (x.unflatten(0, (-1, s.views)).sum(1) for x in (scores, seen))
+        points = extract(total / visits.clamp_min(1) * (visits > 1), Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))
+        shared = warp_image((visits > 1).float().repeat_interleave(s.views, 0), H, out) > 0.999
+        return [k.xy for k in points], valid & shared
+
+    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
+        logits, masks, valid, H = model(b["images"]), b["masks"].clone(), b["valid"].clone(), b["H"]
+        points, valid[:len(H)] = self.agreed(logits[:len(H)], b["valid"][:len(H)], H)
+        masks[:len(H)] = torch.stack([self.mask(warp_points(points[i // self.settings.views], h), logits.shape[-2:]) for i, h in enumerate(H)])
+        return self.against(logits, masks, valid)
 
 # %% ../nbs/15_training.ipynb #c14-8c7fd6cc
 WATCH = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
@@ -383,9 +394,19 @@ def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, pro
     else: model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, pretrained=settings.pretrained)
     with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **_common(settings), progress=progress)
 
-def train_phase2(settings: Settings, pairs: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
-    "Phase 2 on matched pairs, from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
-    task = Phase2(Examples(open_images(settings.images, settings.limit), LabelStore(pairs), settings.val_share), settings)
-    model, first = student.load(start), task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
-    recalibrate(model, first["images"], first["masks"])
-    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **_common(settings), progress=progress)
+def phase2_labels(settings: Settings, out: str | Path) -> Path:
+    "Where in a run's folder phase 2 finds its examples: matched pairs, or for agreement the photographs that have labels."
+    return Path(out)/("labels" if settings.phase2_loss == "agreement" else "pairs")
+
+def train_phase2(settings: Settings, examples: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
+    "Phase 2 on the examples in a store (`phase2_labels`), from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
+    agreement = settings.phase2_loss == "agreement"
+    task = (Agreement if agreement else Phase2)(Examples(open_images(settings.images, settings.limit), LabelStore(examples), settings.val_share), settings)
+    model, options = student.load(start), _common(settings)
+    if agreement:
+        if model.low: raise TrainingError(f"{start}: has the background {model.low}, from a phase 2 on pairs; agreement goes on from a checkpoint of phase 1")
+        options["batch"] = max(1, settings.batch // settings.views)
+    else:
+        first = task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
+        recalibrate(model, first["images"], first["masks"])
+    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **options, progress=progress)
