@@ -30,12 +30,13 @@ __all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'make_bac
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
 STRIDES = (4, 8, 16, 32)
 
-def make_backbone(name: str, pretrained: bool) -> tuple[nn.Module, str]:
-    "timm's `name` as a pyramid of features at `STRIDES`, and what its weights are: `imagenet` or `random`."
+def make_backbone(name: str, pretrained: bool, levels: int = len(STRIDES)) -> tuple[nn.Module, str]:
+    "timm's `name` as a pyramid of features at the first `levels` of `STRIDES`, and what its weights are: `imagenet` or `random`."
     try: reductions = timm.create_model(name, features_only=True).feature_info.reduction()
     except (RuntimeError, AttributeError) as error: raise ValueError(f"backbone={name!r}: timm gives no feature maps for it ({error})") from None
-    if not set(STRIDES) <= set(reductions): raise ValueError(f"backbone={name!r}: has strides {reductions}, needs {list(STRIDES)}")
-    taps = dict(features_only=True, out_indices=[reductions.index(s) for s in STRIDES])
+    strides = STRIDES[:levels]
+    if not set(strides) <= set(reductions): raise ValueError(f"backbone={name!r}: has strides {reductions}, needs {list(strides)}")
+    taps = dict(features_only=True, out_indices=[reductions.index(s) for s in strides])
     if pretrained:
         try: return timm.create_model(name, pretrained=True, **taps), "imagenet"
         except Exception as error:   # the hub's client raises a dozen kinds; each means the same here: not to be had
@@ -98,16 +99,18 @@ class SPFPN(nn.Module, PyTorchModelHubMixin):
     """Images [B, 1 or 3, H, W] in [0, 1] → logits [B, 1, H, W].
 
     `in_channels` 1: colour is turned grey, and a learned 1→3 convolution feeds the backbone; 3: grey is repeated. `prior`: share of keypoint pixels at the start.
+    `levels`: of the pyramid, from the finest on; the backbone's stages beyond them are left out.
     `low`, `high`: the background and the peak of the masks it was last trained on; `heatmap` undoes them.
     """
-    def __init__(self, backbone: str = "mobilenetv3_small_100", head: str = "shuffle", channels: int = 32, in_channels: int = 1, pretrained: bool = False, prior: float = 0.005):
+    def __init__(self, backbone: str = "mobilenetv3_small_100", head: str = "shuffle", channels: int = 32, in_channels: int = 1, levels: int = len(STRIDES), pretrained: bool = False, prior: float = 0.005):
         super().__init__()
         if head not in HEADS: raise ValueError(f"head={head!r}: choose one of {', '.join(HEADS)}")
         if in_channels not in (1, 3): raise ValueError(f"in_channels={in_channels!r}: 1 or 3")
-        self.config = dict(backbone=backbone, head=head, channels=channels, in_channels=in_channels)
+        if levels not in range(1, len(STRIDES) + 1): raise ValueError(f"levels={levels!r}: 1 to {len(STRIDES)}")
+        self.config = dict(backbone=backbone, head=head, channels=channels, in_channels=in_channels, levels=levels)
         self.low, self.high = 0.0, 1.0
         self.colour = nn.Conv2d(in_channels, 3, 1)
-        self.backbone, self.start = make_backbone(backbone, pretrained)
+        self.backbone, self.start = make_backbone(backbone, pretrained, levels)
         self.pyramid = FeaturePyramidNetwork(self.backbone.feature_info.channels(), channels, norm_layer=nn.InstanceNorm2d)
         self.head = HEADS[head](channels)
         self._start_colour()

@@ -57,6 +57,7 @@ class Settings:
     pretrained: bool = True            # ImageNet weights for the backbone, when they can be had
     head: str = "shuffle"              # shuffle, or bicubic: the paper's
     fpn_channels: int = 32             # the paper's student has 128
+    levels: int = 4                    # of the pyramid, strides 4 to 32; fewer leave out the backbone's deep stages
     # phase 1
     phase1_start: str = ""             # a checkpoint of phase 1 to go on from, of whatever architecture, or the name of a shipped one; empty: a new student
     phase1_loss: str = "blob"          # blob: cross-entropy on blobs; penalty: CornerNet's; focal: the paper's sigmoid focal loss
@@ -123,6 +124,7 @@ def _check(name: str, value):
     if name == "seed" and value >= 2**63: raise SettingsError(f"seed={value!r}: must be below 2**63, as torch's generators need it")
     if name == "crop" and 0 < value < 32: raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")
     if name in ABOVE_ZERO and not value > 0: raise SettingsError(f"{name}={value!r}: must be above 0")
+    if name == "levels" and not 1 <= value <= 4: raise SettingsError(f"levels={value!r}: 1 to 4")
     if name == "val_share" and not 0 < value < 1: raise SettingsError(f"{name}={value!r}: must lie between 0 and 1")
 
 # %% ../nbs/00_settings.ipynb #c09-084cb752

@@ -391,7 +391,7 @@ def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, pro
     if settings.phase1_start:
         model = student.load(shipped().get(settings.phase1_start, settings.phase1_start))
         if model.low: raise TrainingError(f"phase1_start={settings.phase1_start}: a checkpoint of phase 2, with background {model.low}; phase 1 goes on from one of phase 1")
-    else: model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, pretrained=settings.pretrained)
+    else: model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, levels=settings.levels, pretrained=settings.pretrained)
     with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **_common(settings), progress=progress)
 
 def phase2_labels(settings: Settings, out: str | Path) -> Path:
