@@ -143,9 +143,15 @@ class Phase1:
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
-    def against(self, logits: Tensor, masks: Tensor, valid: Tensor) -> dict[str, Tensor]: return dict(loss=self.LOSSES[self.settings.phase1_loss](logits, masks, valid))
+    def against(self, logits: Tensor, masks: Tensor, valid: Tensor, n: int) -> dict[str, Tensor]:
+        "The loss on `n` views and that on the canvases after them, as much worth: a photograph has hundreds of keypoints, a figure ten corners."
+        loss = self.LOSSES[self.settings.phase1_loss]
+        photographs = loss(logits[:n], masks[:n], valid[:n])
+        if n == len(logits): return dict(loss=photographs)
+        figures = loss(logits[n:], masks[n:], valid[n:])
+        return dict(loss=photographs + figures, photographs=photographs, figures=figures)
 
-    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]: return self.against(model(b["images"]), b["masks"], b["valid"])
+    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]: return self.against(model(b["images"]), b["masks"], b["valid"], len(b["H"]))
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2:
@@ -199,7 +205,7 @@ class Agreement(Phase1):
         logits, masks, valid, H = model(b["images"]), b["masks"].clone(), b["valid"].clone(), b["H"]
         points, valid[:len(H)] = self.agreed(logits[:len(H)], b["valid"][:len(H)], H)
         masks[:len(H)] = torch.stack([self.mask(warp_points(points[i // self.settings.views], h), logits.shape[-2:]) for i, h in enumerate(H)])
-        return self.against(logits, masks, valid)
+        return self.against(logits, masks, valid, len(H))
 
 # %% ../nbs/15_training.ipynb #c14-8c7fd6cc
 WATCH = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
