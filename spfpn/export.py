@@ -22,14 +22,23 @@ from torch.fx.experimental import _config as symbols
 from . import model as student
 from .detectors import shipped
 from .images import HELD_BACK, digest, sample_images, to_gray
-from .keypoints import Keypoints, MapDetector, Selection, extract, suppress
+from .keypoints import Keypoints, MapDetector, Selection, extract
 from .settings import replacing
 
 # %% auto #0
-__all__ = ['Files', 'FORMATS', 'TOLERANCE', 'SIZES', 'best', 'Exported', 'trace', 'Format', 'format_named', 'ExportError',
-           'clear', 'check', 'export_student', 'RuntimeDetector']
+__all__ = ['Files', 'FORMATS', 'TOLERANCE', 'SIZES', 'suppress', 'best', 'Exported', 'trace', 'Format', 'format_named',
+           'ExportError', 'clear', 'check', 'export_student', 'RuntimeDetector']
 
 # %% ../nbs/20_export.ipynb #ex06
+def suppress(scores: Tensor, radius: int) -> Tensor:
+    "Scores [B, 1, H, W] with everything zeroed but their `local_maxima`."
+    side, (h, w) = 2 * radius + 1, scores.shape[-2:]
+    # rows, then columns: the same maximum from 2·side comparisons instead of side²
+    def pool(x): return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
+    peaks = (scores == pool(scores)) & (scores > 0)
+    rank = torch.arange(h * w, 0, -1, dtype=torch.float64).reshape(1, 1, h, w) * peaks   # earlier pixels rank higher
+    return torch.where(peaks & (rank == pool(rank)), scores, 0)
+
 def best(heatmap: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     "What `extract` chooses from heatmaps [B, 1, H, W], as two tensors: pixels (x, y) [B, N, 2] and scores [B, N] for a budget of N, best first; score 0 where there is no more."
     n, (h, w) = selection.max_keypoints, heatmap.shape[-2:]
