@@ -296,16 +296,24 @@ def detect(
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Lowest score of a keypoint.")] = 0.0,
     device: Device = "auto",
+    runtime: Annotated[Optional[str], typer.Option(help="Run a student, a checkpoint or an exported file, by onnx, openvino, openvino-bf16 or torch-export; PyTorch when not given.")] = None,
 ):
     "Find the keypoints of photographs."
-    from spfpn.detectors import load
     spec, places = checkpoint or default_student(), named_images(images)
     typer.echo(f"detector: {spec}", err=True)
     formats = [end for end, wanted in zip(FORMATS, (npz, colmap, overlay)) if wanted]
-    found, broken = _detect_all(load(spec, max_keypoints, nms_radius, threshold, device=device), places, formats, out or Path())
+    found, broken = _detect_all(_detector(spec, runtime, max_keypoints, nms_radius, threshold, device), places, formats, out or Path())
     if colmap: _warn_of_turned(found)
     _show_keypoints(found, out, as_json, as_csv)
     if broken: raise typer.Exit(2)
+
+def _detector(spec: str, runtime: str | None, max_keypoints: int, nms_radius: int, threshold: float, device: str):
+    "The detector that `spfpn.load` gives, or a student in a runtime of its own."
+    from spfpn.detectors import EasyDetector, load
+    if not runtime: return load(spec, max_keypoints, nms_radius, threshold, device=device)
+    from spfpn.export import RuntimeDetector
+    from spfpn.keypoints import Selection
+    return EasyDetector(RuntimeDetector(spec, runtime, Selection(max_keypoints, nms_radius, threshold)))
 
 def _warn_of_turned(paths):
     "COLMAP takes pixels as they lie in the file: keypoints of an image that its EXIF tag turns would lie elsewhere."
