@@ -260,11 +260,9 @@ def named_images(places: list[Path]) -> dict[Path, str]:
     return {path: os.path.relpath(path, root) for path in images}
 
 def _write(path: Path, content: bytes):
-    "The file at `path`, and its folder, or nothing: it is renamed when it is whole."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    "The file at `path`, and its folder, or nothing."
+    from spfpn.settings import replacing
+    with replacing(path) as beside: beside.write_bytes(content)
 
 def _detect_all(detector, images: dict[Path, str], formats: list[str], folder: Path) -> tuple[dict, list[Path]]:
     "Keypoints of each readable image, with a file in `folder` for each of `formats`; and the images that are not readable."
@@ -359,12 +357,14 @@ def benchmark(
     size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH")] = "480x640",
     rounds: Annotated[int, typer.Option(min=1)] = 30,
     max_keypoints: Annotated[int, typer.Option(min=1)] = 1000,
-    rows: Annotated[Optional[list[str]], typer.Option("--row", help="eager, channels-last, compiled, onnx, openvino, superpoint, xfeat, aliked, harris; as often as needed; all when not given.")] = None,
+    rows: Annotated[Optional[list[str]], typer.Option("--row", help="NETWORK[:RUNTIME], networks student, superpoint, xfeat, runtimes eager, channels-last, compiled, onnx, openvino, openvino-bf16, torch-export; or xfeat-own, or a detector; as often as needed.")] = None,
     out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="A .parquet file for the times; outputs/benchmark.parquet when not given.")] = None,
+    labels: Annotated[bool, typer.Option("--labelling", help="Instead: images a second of `spfpn label` with ALIKED at 240x320, beside a bare loop around it.")] = False,
 ):
     "Time the way from an image file to keypoints, in milliseconds: the student in several runtimes, and others."
-    from spfpn.benchmark import benchmark as measure, save_times, summary
+    from spfpn.benchmark import about, benchmark as measure, labelling, save_times, summary
     from spfpn.settings import outputs_dir
+    if labels: return show_table(labelling(rounds=rounds).median().to_frame().T, f"Images a second, medians over {rounds} rounds; {about()}")
     path = out or outputs_dir()/"benchmark.parquet"
     times = measure(student or default_student(), size_of(size), rounds, max_keypoints, rows or (), lambda line: typer.echo(line, err=True))
     save_times(times, path)
