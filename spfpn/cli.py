@@ -262,11 +262,9 @@ def named_images(places: list[Path]) -> dict[Path, str]:
     return {path: os.path.relpath(path, root) for path in images}
 
 def _write(path: Path, content: bytes):
-    "The file at `path`, and its folder, or nothing: it is renamed when it is whole."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(content)
-    os.replace(beside, path)
+    "The file at `path`, and its folder, or nothing."
+    from spfpn.settings import replacing
+    with replacing(path) as beside: beside.write_bytes(content)
 
 def _detect_all(detector, images: dict[Path, str], formats: list[str], folder: Path) -> tuple[dict, list[Path]]:
     "Keypoints of each readable image, with a file in `folder` for each of `formats`; and the images that are not readable."
@@ -298,16 +296,24 @@ def detect(
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Lowest score of a keypoint.")] = 0.0,
     device: Device = "auto",
+    runtime: Annotated[Optional[str], typer.Option(help="Run a student, a checkpoint or an exported file, by onnx, openvino, openvino-bf16 or torch-export; PyTorch when not given.")] = None,
 ):
     "Find the keypoints of photographs."
-    from spfpn.detectors import load
     spec, places = checkpoint or default_student(), named_images(images)
     typer.echo(f"detector: {spec}", err=True)
     formats = [end for end, wanted in zip(FORMATS, (npz, colmap, overlay)) if wanted]
-    found, broken = _detect_all(load(spec, max_keypoints, nms_radius, threshold, device=device), places, formats, out or Path())
+    found, broken = _detect_all(_detector(spec, runtime, max_keypoints, nms_radius, threshold, device), places, formats, out or Path())
     if colmap: _warn_of_turned(found)
     _show_keypoints(found, out, as_json, as_csv)
     if broken: raise typer.Exit(2)
+
+def _detector(spec: str, runtime: str | None, max_keypoints: int, nms_radius: int, threshold: float, device: str):
+    "The detector that `spfpn.load` gives, or a student in a runtime of its own."
+    from spfpn.detectors import EasyDetector, load
+    if not runtime: return load(spec, max_keypoints, nms_radius, threshold, device=device)
+    from spfpn.export import RuntimeDetector
+    from spfpn.keypoints import Selection
+    return EasyDetector(RuntimeDetector(spec, runtime, Selection(max_keypoints, nms_radius, threshold)))
 
 def _warn_of_turned(paths):
     "COLMAP takes pixels as they lie in the file: keypoints of an image that its EXIF tag turns would lie elsewhere."
@@ -353,12 +359,14 @@ def benchmark(
     size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH")] = "480x640",
     rounds: Annotated[int, typer.Option(min=1)] = 30,
     max_keypoints: Annotated[int, typer.Option(min=1)] = 1000,
-    rows: Annotated[Optional[list[str]], typer.Option("--row", help="eager, channels-last, compiled, onnx, openvino, superpoint, xfeat, aliked, harris; as often as needed; all when not given.")] = None,
+    rows: Annotated[Optional[list[str]], typer.Option("--row", help="NETWORK[:RUNTIME], networks student, superpoint, xfeat, runtimes eager, channels-last, compiled, onnx, openvino, openvino-bf16, torch-export; or xfeat-own, or a detector; as often as needed.")] = None,
     out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="A .parquet file for the times; outputs/benchmark.parquet when not given.")] = None,
+    labels: Annotated[bool, typer.Option("--labelling", help="Instead: images a second of `spfpn label` with ALIKED at 240x320, beside a bare loop around it.")] = False,
 ):
     "Time the way from an image file to keypoints, in milliseconds: the student in several runtimes, and others."
-    from spfpn.benchmark import benchmark as measure, save_times, summary
+    from spfpn.benchmark import about, benchmark as measure, labelling, save_times, summary
     from spfpn.settings import outputs_dir
+    if labels: return show_table(labelling(rounds=rounds).median().to_frame().T, f"Images a second, medians over {rounds} rounds; {about()}")
     path = out or outputs_dir()/"benchmark.parquet"
     times = measure(student or default_student(), size_of(size), rounds, max_keypoints, rows or (), lambda line: typer.echo(line, err=True))
     save_times(times, path)

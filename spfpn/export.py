@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib, io, warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -22,14 +23,24 @@ from torch.fx.experimental import _config as symbols
 from . import model as student
 from .detectors import shipped
 from .images import HELD_BACK, digest, sample_images, to_gray
-from .keypoints import Keypoints, MapDetector, Selection, extract, suppress
+from .keypoints import Keypoints, MapDetector, Selection, extract
 from .settings import replacing
 
 # %% auto #0
-__all__ = ['Files', 'FORMATS', 'TOLERANCE', 'SIZES', 'best', 'Exported', 'trace', 'Format', 'format_named', 'ExportError',
-           'clear', 'check', 'export_student', 'RuntimeDetector']
+__all__ = ['Files', 'FORMATS', 'RUNTIMES', 'TOLERANCE', 'SIZES', 'suppress', 'best', 'Exported', 'trace', 'Format',
+           'format_named', 'runtime_named', 'ExportError', 'clear', 'check', 'export_student', 'runs',
+           'RuntimeDetector']
 
 # %% ../nbs/20_export.ipynb #ex06
+def suppress(scores: Tensor, radius: int) -> Tensor:
+    "Scores [B, 1, H, W] with everything zeroed but their `local_maxima`."
+    side, (h, w) = 2 * radius + 1, scores.shape[-2:]
+    # rows, then columns: the same maximum from 2·side comparisons instead of side²
+    def pool(x): return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
+    peaks = (scores == pool(scores)) & (scores > 0)
+    rank = torch.arange(h * w, 0, -1, dtype=torch.float64).reshape(1, 1, h, w) * peaks   # earlier pixels rank higher
+    return torch.where(peaks & (rank == pool(rank)), scores, 0)
+
 def best(heatmap: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     "What `extract` chooses from heatmaps [B, 1, H, W], as two tensors: pixels (x, y) [B, N, 2] and scores [B, N] for a budget of N, best first; score 0 where there is no more."
     n, (h, w) = selection.max_keypoints, heatmap.shape[-2:]
@@ -95,9 +106,10 @@ def _run_onnx(files: Files) -> Callable:
     session = runtime.InferenceSession(files[".onnx"], options, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(x) for x in session.run(None, {"image": images.numpy()})]
 
-def _run_openvino(files: Files) -> Callable:
+def _run_openvino(files: Files, precision: str = "f32") -> Callable:
     core = _extra("openvino", "openvino")[0].Core()
-    hints = dict(INFERENCE_PRECISION_HINT="f32", INFERENCE_NUM_THREADS=torch.get_num_threads(), PERFORMANCE_HINT="LATENCY")
+    if precision.upper() not in ("F32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")): raise ValueError(f"runtime openvino-{precision}: this processor does not calculate in {precision}; take openvino")
+    hints = dict(INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=torch.get_num_threads(), PERFORMANCE_HINT="LATENCY")
     network = core.compile_model(core.read_model(files[".xml"], files[".bin"]), "CPU", hints)
     return lambda images: [torch.from_numpy(x.copy()) for x in network([images.numpy()]).to_tuple()]
 
@@ -117,6 +129,14 @@ def format_named(name: str) -> Format:
     "One of `FORMATS`. Raises `ValueError` for an unknown one."
     if name not in FORMATS: raise ValueError(f"format {name!r}: choose one of {', '.join(FORMATS)}")
     return FORMATS[name]
+
+# a format and what runs it: the run by which the format is checked, or a coarser one
+RUNTIMES = {name: (kind, kind.run) for name, kind in FORMATS.items()} | {"openvino-bf16": (FORMATS["openvino"], partial(_run_openvino, precision="bf16"))}
+
+def runtime_named(name: str) -> tuple[Format, Callable]:
+    "One of `RUNTIMES`. Raises `ValueError` for an unknown one."
+    if name not in RUNTIMES: raise ValueError(f"runtime {name!r}: choose one of {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]
 
 # %% ../nbs/20_export.ipynb #ex14
 TOLERANCE = 1e-4
@@ -178,8 +198,8 @@ def export_student(name: str | Path, format: str = "onnx", out: str | Path | Non
         with replacing(path.with_suffix(suffix)) as beside: beside.write_bytes(content)
     return path
 
-def _checked(model: student.SPFPN, kind: Format, selection: Selection | None = None) -> Files:
-    "The student in a format, when it passes `check`. What exporters warn of is about themselves."
+def _checked(model: nn.Module, kind: Format, selection: Selection | None = None) -> Files:
+    "The student, or another network with a method `heatmap`, in a format, when it passes `check`. What exporters warn of is about themselves."
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         files = kind.write(model, selection)
@@ -187,21 +207,29 @@ def _checked(model: student.SPFPN, kind: Format, selection: Selection | None = N
     return files
 
 # %% ../nbs/20_export.ipynb #ex22
+def runs(model: nn.Module, runtime: str) -> Callable:
+    "A student, or another network with a method `heatmap`, exported and run by one of `RUNTIMES`: a function from images [B, 1, H, W] to a list that begins with the heatmap. Raises as `RuntimeDetector` does."
+    kind, run = runtime_named(runtime)
+    return run(_checked(model, kind))
+
 class RuntimeDetector(MapDetector):
-    """A student whose network runs in one of `FORMATS`, on the processor. `path_or_name`: an exported file, a checkpoint, or the name of a shipped student.
+    """A student whose network runs in one of `RUNTIMES`, on the processor. `path_or_name`: an exported file, a checkpoint, or the name of a shipped student.
 
     Raises `ImportError` without the format's extra, `ExportError` and `CheckpointError` for a student, `ValueError` for a file that is of another kind or not whole."""
     def __init__(self, path_or_name: str | Path, runtime: str = "onnx", selection: Selection = Selection()):
-        super().__init__(replace(selection, subpixel=True))
-        kind, path = format_named(runtime), Path(shipped().get(str(path_or_name), path_or_name))
+        super().__init__(selection)
+        (kind, run), path = runtime_named(runtime), Path(shipped().get(str(path_or_name), path_or_name))
         exported = path.suffix in kind.ends
-        self.run = _read(path, kind) if exported else kind.run(_checked(student.load(path), kind))
+        self.run = _read(path, kind, run) if exported else runs(student.load(path), runtime)
         weights = [path.with_suffix(end) for end in kind.ends] if exported else [path]
         self.name, self.version = f"{path.stem} ({runtime})", f"{digest(*weights)} {runtime}"
 
     def scores(self, images: Tensor) -> Tensor: return self.run(to_gray(images).cpu().contiguous())[0]
 
-def _read(path: Path, kind: Format) -> Callable:
-    try: return kind.run({end: path.with_suffix(end).read_bytes() for end in kind.ends})
+    def detect(self, images: Tensor) -> list[Keypoints]: return extract(self.scores(images), replace(self.selection, subpixel=True))   # as a student's
+
+def _read(path: Path, kind: Format, run: Callable) -> Callable:
+    files = {end: path.with_suffix(end).read_bytes() for end in kind.ends}
+    try: return run(files)
     except (ImportError, OSError): raise
     except Exception as error: raise ValueError(f"{path}: not a whole file of this kind ({str(error).splitlines()[0]}); export the student again") from None

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cv2
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .geometry import inside
 
 # %% auto #0
-__all__ = ['Keypoints', 'suppress', 'Selection', 'extract', 'select_points', 'Detector', 'MapDetector']
+__all__ = ['Keypoints', 'local_maxima', 'Selection', 'extract', 'select_points', 'Detector', 'MapDetector']
 
 # %% ../nbs/04_keypoints.ipynb #c05-5094765a
 @dataclass(frozen=True)
@@ -51,19 +51,18 @@ class Keypoints:
         return torch.cat((upright, self.xy[..., None]), -1)[None]
 
 # %% ../nbs/04_keypoints.ipynb #c08-9dbd7bcd
-def suppress(scores: Tensor, radius: int) -> Tensor:
-    """Scores [B, 1, H, W] with everything zeroed but the local maxima of the (2·`radius`+1)² window.
+def local_maxima(scores: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """The pixels (y, x) of a score map [H, W] that are the maximum of the (2·`radius`+1)² window around them, in reading order.
 
     Of equal maxima within a window the lowest (y, x) stays. Zero and negative scores never stay.
     """
-    side = 2 * radius + 1
-    # rows, then columns: the same maximum from 2·side comparisons instead of side²
-    def pool(x): return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
-    peaks = (scores == pool(scores)) & (scores > 0)
-    h, w = scores.shape[-2:]
-    # earlier pixels rank higher; float64 counts exactly far beyond any image
-    rank = torch.arange(h * w, 0, -1, device=scores.device, dtype=torch.float64 if scores.device.type != "mps" else torch.float32).reshape(1, 1, h, w) * peaks
-    return torch.where(peaks & (rank == pool(rank)), scores, 0)
+    values, window = scores.numpy(force=True), np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    place = np.flatnonzero((values == cv2.dilate(values, window)) & (values > 0))
+    # earlier pixels rank higher; float32 counts exactly up to 2²⁴
+    rank = np.zeros(values.size, np.float32 if len(place) < 2**24 else np.float64)
+    rank[place] = order = np.arange(len(place), 0, -1)
+    first = place[cv2.dilate(rank.reshape(values.shape), window).ravel()[place] == order]
+    return tuple(map(torch.from_numpy, np.divmod(first, values.shape[1])))
 
 # %% ../nbs/04_keypoints.ipynb #c11-1350da15
 @dataclass(frozen=True)
@@ -83,28 +82,25 @@ class Selection:
 def _refine(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
     "Offsets [N, 2] (x, y) of the tops of parabolas through log-scores [H, W] at peaks (y, x)."
     h, w = scores.shape
-    log = scores.clamp_min(1e-8).log()
+    def log(y, x): return scores[y.clamp(0, h - 1), x.clamp(0, w - 1)].clamp_min(1e-8).log()
     def top(before, at, after):
         curve = before - 2 * at + after
         return torch.where(curve < 0, (before - after) / (2 * curve), 0).clamp(-0.5, 0.5)
-    dx = top(log[y, (x - 1).clamp_min(0)], log[y, x], log[y, (x + 1).clamp_max(w - 1)])
-    dy = top(log[(y - 1).clamp_min(0), x], log[y, x], log[(y + 1).clamp_max(h - 1), x])
-    return torch.stack((dx, dy), -1)
+    at = log(y, x)
+    return torch.stack((top(log(y, x - 1), at, log(y, x + 1)), top(log(y - 1, x), at, log(y + 1, x))), -1)
+
+def _choose(scores: Tensor, selection: Selection) -> Keypoints:
+    "The keypoints of one score map [H, W], best first."
+    y, x = local_maxima(scores, selection.nms_radius)
+    xy, values = torch.stack((x, y), -1).float(), scores[y, x]
+    best = Keypoints(xy, values).select(inside(xy, scores.shape, selection.border) & (values > selection.threshold)).top(selection.max_keypoints)
+    if not selection.subpixel: return best
+    x, y = best.xy.long().unbind(-1)
+    return replace(best, xy=best.xy + _refine(scores, y, x))
 
 def extract(scores: Tensor, selection: Selection = Selection()) -> list[Keypoints]:
-    "Keypoints of each score map of a batch [B, 1, H, W], best first; scores must be positive where a keypoint may be."
-    peaks = suppress(scores.float(), selection.nms_radius)
-    found = []
-    for peak, raw in zip(peaks[:, 0], scores[:, 0].float()):
-        y, x = (peak > selection.threshold).nonzero(as_tuple=True)
-        xy = torch.stack((x, y), -1).float()
-        keep = inside(xy, peak.shape, selection.border)
-        y, x, xy = y[keep], x[keep], xy[keep]
-        order = torch.argsort(peak[y, x], descending=True, stable=True)[:selection.max_keypoints]
-        y, x, xy = y[order], x[order], xy[order]
-        if selection.subpixel: xy = xy + _refine(raw, y, x)
-        found.append(Keypoints(xy, peak[y, x]))
-    return found
+    "Keypoints of each score map of a batch [B, 1, H, W], best first, on the processor; scores must be positive where a keypoint may be."
+    return [_choose(each, selection) for each in scores[:, 0].detach().float().cpu()]
 
 # %% ../nbs/04_keypoints.ipynb #c16-d2eb437e
 def select_points(points: Keypoints, size: tuple[int, int], selection: Selection) -> Keypoints:
@@ -118,9 +114,10 @@ def select_points(points: Keypoints, size: tuple[int, int], selection: Selection
     # ranks in place of scores: positive, and distinct wherever scores are
     rank = torch.arange(len(points), 0, -1, dtype=torch.float32)
     grid = torch.zeros(size[0] * size[1]).scatter_reduce(0, y * size[1] + x, rank, "amax")  # the best point of a pixel
-    kept = suppress(grid.reshape(1, 1, *size), selection.nms_radius)[0, 0]
+    grid = grid.reshape(size)
+    kept = points.select((len(points) - grid[local_maxima(grid, selection.nms_radius)]).long().sort().values)
     # the border last, as in `extract`: a point there still suppresses its neighbours
-    return points.select((kept[y, x] == rank) & inside(points.xy, size, selection.border)).top(selection.max_keypoints)
+    return kept.select(inside(kept.xy, size, selection.border)).top(selection.max_keypoints)
 
 # %% ../nbs/04_keypoints.ipynb #c19-c17c0b60
 class Detector(Protocol):

@@ -102,7 +102,7 @@ def _batches(pairs: Iterator[tuple[str, Tensor]], batch: int) -> Iterator[tuple[
     if tensors: yield ids, torch.stack(tensors)
 
 def fill(store: LabelStore, images: ImageSet, settings: dict, work: Callable[[list[str], Tensor], list[dict]], *,
-         size: tuple[int, int], mode: str = "cover", batch: int = 8, shard: int = 64, progress: bool = True) -> LabelStore:
+         size: tuple[int, int], mode: str = "cover", batch: int = 1, shard: int = 64, progress: bool = True) -> LabelStore:
     """Run `work(ids, images [B, 1, H, W]) -> rows` over the images whose rows are not in the store yet, and append them shard by shard.
 
     `work` gives one or more rows for each image; those of one image always share a shard. Raises `LabelError`, and `ImageError` when no image can be read.
@@ -133,7 +133,7 @@ def describe_teacher(teacher: Teacher, size, mode: str) -> dict:
     s = teacher.selection
     return dict(teacher=teacher.name, height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
 
-def label_images(images: ImageSet, teacher: Teacher, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 8, adaptation: int = 0,
+def label_images(images: ImageSet, teacher: Teacher, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, adaptation: int = 0,
                  aggregate: str = "mean", seed: int = 0, shard: int = 64, progress: bool = True) -> LabelStore:
     """Keypoints of every image by `teacher`, at most `teacher.selection.max_keypoints` each, into the store at `folder`; resumes.
 
@@ -181,7 +181,7 @@ def _match(teacher: Teacher, match: Matcher, image: Tensor, points: Keypoints, H
         a, b = a.select(good), b.select(good)
     return dict(H=H.flatten().tolist(), **_columns(a), x1=b.xy[:, 0].tolist(), y1=b.xy[:, 1].tolist(), score1=b.scores.tolist(), found=len(points), matched=len(pairs))
 
-def match_images(images: ImageSet, teacher: Teacher, match: Matcher, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 8, per_image: int = 1,
+def match_images(images: ImageSet, teacher: Teacher, match: Matcher, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, per_image: int = 1,
                  verify: float = 3.0, seed: int = 0, shard: int = 64, progress: bool = True) -> LabelStore:
     """Matched points of every image and `per_image` random warps of it, into the store at `folder`; resumes.
 
@@ -205,7 +205,8 @@ def _teacher(settings: Settings) -> Teacher:
 
 def _common(settings: Settings) -> dict:
     "What both kinds of label share."
-    return dict(size=settings.size, mode=settings.resize, batch=settings.label_batch, seed=settings.seed)
+    batch = settings.label_batch or (1 if pick_device(settings.device).type == "cpu" else 8)
+    return dict(size=settings.size, mode=settings.resize, batch=batch, seed=settings.seed)
 
 def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
     "`label_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."

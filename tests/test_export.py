@@ -1,6 +1,7 @@
 "A student in other runtimes, and how long it takes there."
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -10,11 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 import spfpn.export
+from spfpn.benchmark import SuperPointCells, XFeat
 from spfpn.cli import app
 from spfpn.export import Format, RuntimeDetector, export_student
-from spfpn.images import HELD_BACK, sample_images
+from spfpn.images import HELD_BACK, sample_images, warped_samples
 from spfpn.keypoints import Selection, extract
 from spfpn.model import SPFPN, StudentDetector, load, save
+from spfpn.protocols import R1
+from spfpn.teachers import SuperPoint, Teacher, _MagicLeapNet
 
 CHOICE = Selection(200, nms_radius=3)
 
@@ -78,14 +82,33 @@ def test_a_detector_from_an_exported_file_finds_what_the_student_finds(student, 
         assert len(ours) == len(its) and (near < .01).float().mean() >= .98 and (ours.xy != ours.xy.round()).any()
 
 
+def test_detecting_in_a_runtime_and_measuring_it(student, exported, tmp_path):
+    photo = sample_images(HELD_BACK).paths[0]
+    tables = []
+    for options in ((student,), (exported, "--runtime", "onnx")):
+        result = call("detect", photo, "--max-keypoints", 50, "--csv", "--out", tmp_path, "--checkpoint", *options)
+        assert result.exit_code == 0, result.output
+        tables.append(pd.read_csv(tmp_path/"keypoints.csv"))
+    np.testing.assert_allclose(tables[0].score, tables[1].score, atol=1e-4)
+    result = call("detect", photo, "--checkpoint", exported, "--runtime", "tensorrt")
+    assert result.exit_code == 2 and "choose one of onnx" in result.output
+    small = replace(R1, size=(48, 64))
+    assert len(small.run(RuntimeDetector(exported, "onnx", small.selection), warped_samples(1, (60, 80)))) == 5
+
+
 def test_openvino(student, exported, tmp_path, monkeypatch):
-    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
     monkeypatch.setattr(spfpn.export, "_to_onnx", lambda *_: {".onnx": exported.read_bytes()})   # what OpenVINO reads, made once
     assert call("export", student, "--format", "openvino", "--points", 200, "--nms-radius", 3, "--out", tmp_path/"s.xml").exit_code == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.bin", "s.xml"]
     images = photos((75, 101))
     with torch.no_grad(): expected = load(student).heatmap(images)
     assert torch.allclose(RuntimeDetector(tmp_path/"s.xml", "openvino").scores(images), expected, atol=1e-4)
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        coarse = RuntimeDetector(tmp_path/"s.xml", "openvino-bf16")
+        assert 1e-6 < (coarse.scores(images) - expected).abs().max() < .05 and coarse.version != RuntimeDetector(tmp_path/"s.xml", "openvino").version
+    else:
+        with pytest.raises(ValueError, match="does not calculate in bf16; take openvino"): RuntimeDetector(tmp_path/"s.xml", "openvino-bf16")
 
 
 def test_torch_export(student, tmp_path):
@@ -123,16 +146,33 @@ def test_errors_are_one_message(arguments, message):
 
 def test_a_benchmark_times_each_row_in_each_round_and_says_what_it_left_out(student, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    rows = [x for row in ("eager", "openvino", "xfeat", "harris") for x in ("--row", row)]
+    rows = [x for row in ("student", "student:openvino", "student:channels-last", "superpoint", "xfeat", "xfeat-own", "harris", "nosuch") for x in ("--row", row)]
     result = call("benchmark", "--checkpoint", student, "--size", "64x96", "--rounds", 2, *rows, "--out", tmp_path/"times.parquet")
     assert result.exit_code == 0, result.output
-    assert "left out: openvino" in result.output and "XFeat" in result.output
+    assert "left out: student:openvino (ImportError" in result.output and "left out: nosuch (ValueError: unknown detector" in result.output
     times = pd.read_parquet(tmp_path/"times.parquet")
-    assert list(times.row[:3]) == ["student", "XFeat's network (random weights)", "Harris"] and len(times) == 6
+    assert [name.split(" (")[0] for name in times.row[:6]] == ["student", "student, channels-last", "SuperPoint", "XFeat", "XFeat", "harris"] and len(times) == 12
     assert (times[["decode", "network", "selection"]] > 0).all(axis=None) and set(times.height) == {64}
 
 
-@pytest.mark.parametrize("arguments, message", [(("--row", "nosuch"), "channels-last"), (("--size", "big"), "480x640")])
+def test_networks_that_are_timed_do_what_their_detectors_do():
+    images, cells = photos((75, 101)), SuperPointCells(_MagicLeapNet())
+    official = Teacher.__new__(SuperPoint)
+    Teacher.__init__(official, cells.net)
+    with torch.no_grad(): assert torch.allclose(cells.heatmap(images), official.scores(images), atol=1e-6)
+    own = XFeat(Selection(50))
+    heatmap, reliability = own.scores(photos((64, 96))[:1])
+    points, = own.points((heatmap, reliability))
+    x, y = points.xy.long().unbind(-1)
+    assert len(points) == 50 and (points.scores.diff() <= 0).all() and (torch.nn.functional.max_pool2d(heatmap, 5, 1, 2)[0, 0, y, x] == heatmap[0, 0, y, x]).all()
+
+
+@pytest.mark.parametrize("arguments, message", [(("--row", "nosuch"), "nothing to time"), (("--row", "student:nosuch"), "choose one of onnx"), (("--size", "big"), "480x640"), (("--checkpoint", "nosuch.safetensors"), "no such checkpoint")])
 def test_a_benchmark_of_what_is_not_there(student, arguments, message):
     result = call("benchmark", "--checkpoint", student, *arguments)
     assert result.exit_code == 2 and message in result.output
+
+
+def test_labelling_is_measured_beside_a_bare_loop():
+    result = call("benchmark", "--labelling", "--rounds", 1)
+    assert result.exit_code == 0 and all(name in result.output for name in ("bare", "label", "ratio"))
