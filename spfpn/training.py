@@ -30,11 +30,11 @@ from .settings import Settings, alone, pick_device, replacing
 from .shapes import degrade, mixture
 
 # %% auto #0
-__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE',
-           'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'canvas', 'Phase1',
-           'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch',
-           'step_rows', 'Run', 'arithmetic', 'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels',
-           'train_phase2']
+__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'TURNS', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS',
+           'AVERAGE', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'flip', 'random_view',
+           'canvas', 'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate',
+           'steps_per_epoch', 'step_rows', 'Run', 'arithmetic', 'train_step', 'fit', 'recalibrate', 'train_phase1',
+           'phase2_labels', 'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -89,11 +89,14 @@ def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
 # %% ../nbs/15_training.ipynb #c09-8d1c440b
 ERODE = 4   # px: no loss where a receptive field sees mostly the edge of a warp
 
+def flip(size: tuple[int, int], across: bool, down: bool) -> Tensor:
+    "The homography [3, 3] that turns an image of `size` over, left to right or upside down."
+    (h, w), (x, y) = size, (1 - 2 * across, 1 - 2 * down)
+    return torch.tensor([[x, 0, (w - 1) * across], [0, y, (h - 1) * down], [0, 0, 1]], dtype=torch.float64)
+
 def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator, rotation: float = 30, zoom: float = 1.6) -> Tensor:
-    "The homography [3, 3] from an image of `size` to a window of size `out` of a random view of it: turned by up to `rotation` degrees, `zoom` times larger or smaller, mirrored half the time."
-    mirror = torch.tensor([[-1, 0, size[1] - 1], [0, 1, 0], [0, 0, 1]], dtype=torch.float64)
+    "The homography [3, 3] from an image of `size` to a window of size `out` of a random view of it: turned by up to `rotation` degrees, up to `zoom` times larger or smaller."
     view = sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom), perspective=0.2, min_overlap=0.4)
-    if torch.rand((), generator=generator) < 0.5: view = view @ mirror
     return random_crop(size, out, generator) @ view
 
 # %% ../nbs/15_training.ipynb #c09a-figures1
@@ -127,10 +130,14 @@ class Phase1:
         if s.phase1_loss == "focal": return binary_mask(xy, size)
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
+    def turns(self, views: int, generator: torch.Generator) -> list[tuple[bool, bool]]:
+        "How the views of a photograph are turned over: mirrored half the time."
+        return [(torch.rand((), generator=generator).item() < 0.5, False) for _ in range(views)]
+
     def look(self, rows: list[dict], generator: torch.Generator, views: int = 1) -> dict[str, Tensor]:
         "So many random views `H` of each photograph, and canvases after them: images, where loss counts, and `masks`, which only canvases have yet."
         s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
-        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) for _ in range(len(rows) * views)])
+        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, *turned) for _ in rows for turned in self.turns(views, generator)])
         photographs = torch.stack([self.examples.image(r) for r in rows]).repeat_interleave(views, 0)
         seen = photometric(warp_image(photographs, H, out), generator), valid_mask(H, size, out, erode=ERODE), torch.zeros(len(H), 1, *out)
         drawn = [canvas(out, s.seed, s.phase1_sigma, generator) for _ in range(s.shapes)]
@@ -184,11 +191,15 @@ class Phase2:
 # %% ../nbs/15_training.ipynb #c11b-agree002
 FAINT = 0.01   # a lower peak of the average is no keypoint
 
+TURNS = (False, False), (True, True), (True, False), (False, True)   # neighbours are opposite
+
 class Agreement(Phase1):
     "Views of photographs: a keypoint is what the student itself finds in all of them."
     name = "phase2"
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]: return self.look(rows, generator, self.settings.views)
+
+    def turns(self, views: int, generator: torch.Generator) -> list[tuple[bool, bool]]: return [TURNS[k % len(TURNS)] for k in range(views)]
 
     @torch.no_grad()
     def agreed(self, logits: Tensor, valid: Tensor, H: Tensor) -> tuple[list[Tensor], Tensor]:
