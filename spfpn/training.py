@@ -131,8 +131,8 @@ class Phase1:
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
     def turns(self, views: int, generator: torch.Generator) -> list[tuple[bool, bool]]:
-        "How the views of a photograph are turned over: mirrored half the time."
-        return [(torch.rand((), generator=generator).item() < 0.5, False) for _ in range(views)]
+        "How the views of a photograph are turned over: with `mirror` left to right, half the time."
+        return [(self.settings.mirror and torch.rand((), generator=generator).item() < 0.5, False) for _ in range(views)]
 
     def look(self, rows: list[dict], generator: torch.Generator, views: int = 1) -> dict[str, Tensor]:
         "So many random views `H` of each photograph, and canvases after them: images, where loss counts, and `masks`, which only canvases have yet."
