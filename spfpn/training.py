@@ -191,7 +191,7 @@ class Phase2:
 # %% ../nbs/15_training.ipynb #c11b-agree002
 FAINT = 0.01   # a lower peak of the average is no keypoint
 
-TURNS = (False, False), (True, True), (True, False), (False, True)   # neighbours are opposite
+TURNS = (False, False), (True, False)
 
 class Agreement(Phase1):
     "Views of photographs: a keypoint is what the student itself finds in all of them."
