@@ -39,7 +39,7 @@ from spfpn.images import sample_images
 from spfpn.keypoints import Selection
 from spfpn.widgets import HeatmapExplorer, WarpExplorer
 harris = build("harris", Selection(max_keypoints=50))""",
-"HeatmapExplorer(sample_images(limit=2), [harris, build('sift')], (96, 128)).widget", "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget")
+"heatmaps = HeatmapExplorer(sample_images(limit=2), [harris, build('shi')], (96, 128))\nheatmaps.widget", "heatmaps.controls['radius'].value = 8     # while the page still loads", "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget")
 
 
 def wait(condition, seconds: float, what: str):
@@ -155,6 +155,10 @@ class Explorer:
 
     def choose(self, label: str, option: str): self.control(label).locator("select").select_option(label=option)
 
+    def pictures(self, figure: int = 0) -> list[str]:
+        "The addresses of the pictures in the page's figure."
+        return self.box.locator(".js-plotly-plot").nth(figure).evaluate("plot => [...plot.querySelectorAll('.imagelayer image, .layer-below image')].map(i => i.getAttribute('href') || i.getAttribute('xlink:href'))")
+
     def points(self, trace: int, figure: int = 0) -> np.ndarray:
         "What a trace of the page's figure draws, [N, 2]."
         plot = self.box.locator(".js-plotly-plot").nth(figure)
@@ -208,6 +212,14 @@ def check_rotation(explorer: Explorer, size):
         return drawn.shape == expected.shape and np.allclose(drawn, expected, atol=1e-3)
     wait(right, 20, "the points at H·x")
     assert explorer.points(1).shape != before.shape or not np.allclose(explorer.points(1), before)
+
+
+def test_no_panel_is_blank_and_none_is_late(small):
+    "What was drawn, and what the next cell changed, before the page had loaded plotly.js."
+    heatmaps = small.explorer("threshold")
+    wait(lambda: f"harris: {len(heatmaps.points(0))} points above" in heatmaps.message, 20, "the points after the next cell")
+    assert len(heatmaps.pictures()) == 4 and all(len(source) > 1500 for source in heatmaps.pictures())     # a blank one has 200 characters
+    assert small.errors == []
 
 
 def test_threshold_in_the_browser(small):
@@ -279,6 +291,12 @@ def test_warps_matches_and_consistency(explore):
     wait(lambda: len(warps.points(0, figure=1)) == 3 * kept > 0, 20, "a line a match")
     warps.choose("consistency", "huber")
     wait(lambda: "Huber, mean of the map" in warps.message, 20, "the loss")
+    warps.toggle("matches")
+    wait(lambda: warps.box.locator(".js-plotly-plot").count() == 2, 20, "consistency alone")
+    shown = warps.pictures(figure=1)
+    assert len(shown) == 4
+    warps.press("rotation °", "ArrowRight", 10)
+    wait(lambda: all(new != old for new, old in zip(warps.pictures(figure=1)[1:], shown[1:])), 20, "the consistency of another warp")
 
 
 @pytest.mark.slow
@@ -300,3 +318,17 @@ def test_results_of_a_pair(explore):
     results.choose("order", "worst first")
     shown = results.message
     wait(lambda: "v_camera" in results.message, 20, f"the worst pair after {shown}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label, controls", [("threshold", 10), ("σ", 8), ("rotation °", 11), ("runs", 4), ("ε px", 4)])
+def test_every_control_is_reached_by_tab(explore, label, controls):
+    explorer = explore.explorer(label)
+    wanted = explorer.box.locator("select, input:not([type=file]), button, .noUi-handle")
+    wanted.first.focus()
+    reached = set()
+    for _ in range(3 * controls):
+        reached.add(explore.page.evaluate("() => { const e = document.activeElement; return e.closest('.jupyter-widgets')?.textContent + e.className + e.tagName }"))
+        explore.page.keyboard.press("Tab")
+    inside = explorer.box.evaluate("(box) => [...box.querySelectorAll('select, input:not([type=file]), button:not([disabled]), .noUi-handle')].map(e => e.closest('.jupyter-widgets')?.textContent + e.className + e.tagName)")
+    assert len(inside) >= controls and set(inside) <= reached
