@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 
 NBS = Path(__file__).resolve().parents[1]/"nbs"
 IMAGES, SIZE = NBS/"images", (240, 150)
-# where the first stored figure, whole, is not the one to remember: its number, counted from 0 (or -1, the last), and the part to cut out (left, top, right, bottom, in shares)
-CHOSEN = {"00_settings": (0, (.34, .52, 1, 1)), "02_images": (0, (0, 0, .5, .5)), "03_shapes": (0, (0, 0, .6, 1)), "05_teachers": (0, (0, 0, .5, .5)), "06_labels": (0, (0, 0, .5, 1)), "14_figures": (7, (0, 0, 1, 1)),
-          "16_widgets": (3, (0, 0, 1, 1)), "04_keypoints": (0, (0, .5, 1, 1)), "08_model": (0, (.34, 0, 1, 1)), "15_training": (2, (0, 0, 1, 1))}
+# of which stored figure, counted from 0, and from which pixel on (left, top) `scale` times SIZE is cut; the others are shown whole
+CUTS = {"00_settings": (0, 328, 45), "01_geometry": (0, 656, 45), "02_images": (1, 648, 65, 8 / 3), "03_shapes": (0, 1312, 45), "04_keypoints": (0, 0, 318), "05_teachers": (0, 0, 45), "06_labels": (0, 328, 318),
+        "07_masks": (0, 336, 35, 2 / 3), "08_model": (0, 328, 45), "10_detectors": (0, 0, 45), "11_views": (0, 0, 20), "12_protocols": (0, 0, 45), "14_figures": (6, 0, 35, 5 / 3), "15_training": (2, 0, 246, 1),
+        "16_widgets": (3, 164, 20), "18_report": (0, 0, 0, 4), "19_cli": (0, 0, 12, 2.5), "20_export": (0, 0, 45)}
 
 
 def figures(notebook: Path) -> list[Image.Image]:
@@ -29,12 +30,11 @@ def figures(notebook: Path) -> list[Image.Image]:
 
 
 def thumbnail(notebook: Path) -> Image.Image:
-    "The figure of a chapter to remember, at `SIZE`."
-    number, part = CHOSEN.get(notebook.stem, (0, (0, 0, 1, 1)))
-    if notebook.stem == "18_report": shown = Image.open(IMAGES/"report.png").convert("RGB")     # its figure is a picture of its own
-    else: shown = figures(notebook)[number]
-    box = tuple(round(share * side) for share, side in zip(part, shown.size * 2))
-    return ImageOps.fit(shown.crop(box), SIZE, Image.Resampling.LANCZOS)
+    "The part of a chapter's figure to remember it by, at `SIZE`."
+    shown = [Image.open(IMAGES/"report.png").convert("RGB")] if notebook.stem == "18_report" else figures(notebook)    # chapter 18 shows a file
+    if notebook.stem not in CUTS: return ImageOps.pad(shown[0], SIZE, Image.Resampling.LANCZOS, color="white")
+    number, left, top, scale = (*CUTS[notebook.stem], 4 / 3)[:4]
+    return shown[number].resize(SIZE, Image.Resampling.LANCZOS, (left, top, left + scale * SIZE[0], top + scale * SIZE[1]))
 
 
 def photograph(report: Path):
