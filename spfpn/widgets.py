@@ -178,6 +178,7 @@ class HeatmapExplorer(PhotoExplorer):
                          **{f"detector{k}": choice(f"panel {k + 1}", names, names[k]) for k in self.panels},
                          threshold=slider("threshold", .1, 0., 1., .005, "as a share of the photograph's highest score"), radius=slider("NMS radius", 4, 0, 16, 1),
                          limit=slider("points", 250, 1, 1000, 1), opacity=slider("opacity", .6, 0., 1., .05), subpixel=ipw.Checkbox(description="subpixel"))
+        self.message.layout.min_height = "56px"   # two lines: a figure that moves while a slider does is hard to watch
 
     def _seen(self, path: Path, name: str) -> tuple[Tensor | None, Keypoints | None, float]:
         "The candidates of a detector, and the milliseconds of its forward pass."
