@@ -43,6 +43,10 @@ from spfpn.widgets import HeatmapExplorer, WarpExplorer
 harris = build("harris", Selection(max_keypoints=50))""",
 "heatmaps = HeatmapExplorer(sample_images(limit=2), [harris, build('shi')], (96, 128))\nheatmaps.widget", "heatmaps.controls['radius'].value = 8     # while the page still loads", "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget")
 
+# plotly.js is megabytes that a widget hands to the page, and here the page takes two seconds to load them
+SLOWLY = """const url = URL.createObjectURL;
+URL.createObjectURL = blob => url(blob.size < 1e6 ? blob : new Blob(['await new Promise(go => setTimeout(go, 2000));', blob], {type: blob.type}))"""
+
 
 def wait(condition, seconds: float, what: str):
     "The first true value of `condition()`; fails when none comes."
@@ -187,7 +191,9 @@ def small(chromium, tmp_path_factory):
     folder.mkdir()
     write(folder/"small.ipynb", [nbformat.v4.new_code_cell(source.strip()) for source in SMALL])
     with jupyterlab(folder) as (address, token):
-        notebook = Notebook(chromium.new_page(viewport=dict(width=1400, height=1600)), address, token, "small.ipynb")
+        page = chromium.new_page(viewport=dict(width=1400, height=1600))
+        page.add_init_script(SLOWLY)
+        notebook = Notebook(page, address, token, "small.ipynb")
         notebook.run(90)
         yield notebook
 

@@ -16,7 +16,7 @@ IMAGES, SIZE = NBS/"images", (240, 150)
 # of which stored figure, counted from 0, and from which pixel on (left, top) `scale` times SIZE is cut; the others are shown whole
 CUTS = {"00_settings": (0, 328, 45), "01_geometry": (0, 656, 45), "02_images": (1, 648, 65, 8 / 3), "03_shapes": (0, 1312, 45), "04_keypoints": (0, 0, 318), "05_teachers": (0, 0, 45), "06_labels": (0, 328, 318),
         "07_masks": (0, 336, 35, 2 / 3), "08_model": (0, 328, 45), "10_detectors": (0, 0, 45), "11_views": (0, 0, 20), "12_protocols": (0, 0, 45), "14_figures": (6, 0, 35, 5 / 3), "15_training": (2, 0, 246, 1),
-        "16_widgets": (3, 164, 20), "18_report": (0, 0, 0, 4), "19_cli": (0, 0, 12, 2.5), "20_export": (0, 0, 45)}
+        "16_widgets": (3, 164, 20), "18_report": (0, 0, 0, 4.6), "19_cli": (0, 0, 12, 1.875), "20_export": (0, 0, 45)}
 
 
 def figures(notebook: Path) -> list[Image.Image]:
@@ -38,12 +38,13 @@ def thumbnail(notebook: Path) -> Image.Image:
 
 
 def photograph(report: Path):
-    "The first screen of a report, as a browser shows it."
+    "The first screen of a report, as a browser shows it, with the curves unfolded."
     from playwright.sync_api import sync_playwright
     browser_path = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as p:
-        page = p.chromium.launch(executable_path=browser_path, args=["--no-sandbox"]).new_page(viewport=dict(width=1000, height=1250))
+        page = p.chromium.launch(executable_path=browser_path, args=["--no-sandbox"]).new_page(viewport=dict(width=1120, height=1085))
         page.goto(report.resolve().as_uri())
+        page.evaluate("() => document.querySelectorAll('details').forEach(part => { part.open = part.innerText.startsWith('Curves') })")
         page.wait_for_timeout(3000)
         picture = Image.open(io.BytesIO(page.screenshot()))
     picture.convert("RGB").quantize(128).save(IMAGES/"report.png", optimize=True)
