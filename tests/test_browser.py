@@ -43,9 +43,9 @@ from spfpn.widgets import HeatmapExplorer, WarpExplorer
 harris = build("harris", Selection(max_keypoints=50))""",
 "heatmaps = HeatmapExplorer(sample_images(limit=2), [harris, build('shi')], (96, 128))\nheatmaps.widget", "heatmaps.controls['radius'].value = 8     # while the page still loads", "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget")
 
-# plotly.js is megabytes that a widget hands to the page, and here the page takes two seconds to load them
+# plotly.js is megabytes that a widget hands to the page, and here the page takes .4 s longer to load them (anywidget gives up after 2 s)
 SLOWLY = """const url = URL.createObjectURL;
-URL.createObjectURL = blob => url(blob.size < 1e6 ? blob : new Blob(['await new Promise(go => setTimeout(go, 2000));', blob], {type: blob.type}))"""
+URL.createObjectURL = blob => url(blob.size < 1e6 ? blob : new Blob(['await new Promise(go => setTimeout(go, 400));', blob], {type: blob.type}))"""
 
 
 def wait(condition, seconds: float, what: str):
