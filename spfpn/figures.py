@@ -341,7 +341,7 @@ def lines_picture(lines, x, y, limits=(0, 1.02)):
     fig, ax = chart()
     for i, (name, part) in enumerate(lines.groupby('detector', sort=False)):
         color, dash = _look(i, name)
-        ax.plot(part['x'], part['y'], color=color, label=name, linestyle=dict(solid='-', dash='--', dashdot='-.', dot=':')[dash])
+        ax.plot(part['x'], part['y'], color=color, label=name, linestyle=dict(solid='-', dash='--', dashdot='-.', dot=':')[dash], marker='o' if len(part) < 3 else None)
     ax.set(xlabel=x, ylabel=y)
     if limits: ax.set_ylim(limits)
     fig.legend(loc='outside right upper', frameon=False)
