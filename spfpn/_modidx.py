@@ -573,6 +573,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'spfpn.widgets.Explorer.put': ('widgets.html#explorer.put', 'spfpn/widgets.py'),
                                'spfpn.widgets.Explorer.redraw': ('widgets.html#explorer.redraw', 'spfpn/widgets.py'),
                                'spfpn.widgets.Explorer.repaint': ('widgets.html#explorer.repaint', 'spfpn/widgets.py'),
+                               'spfpn.widgets.Figure': ('widgets.html#figure', 'spfpn/widgets.py'),
+                               'spfpn.widgets.Figure.get_state': ('widgets.html#figure.get_state', 'spfpn/widgets.py'),
                                'spfpn.widgets.HeatmapExplorer': ('widgets.html#heatmapexplorer', 'spfpn/widgets.py'),
                                'spfpn.widgets.HeatmapExplorer.__init__': ('widgets.html#heatmapexplorer.__init__', 'spfpn/widgets.py'),
                                'spfpn.widgets.HeatmapExplorer._ranked': ('widgets.html#heatmapexplorer._ranked', 'spfpn/widgets.py'),

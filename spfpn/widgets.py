@@ -33,30 +33,39 @@ from .settings import outputs_dir
 from .views import Kept, adapt, look, prepared
 
 # %% auto #0
-__all__ = ['WIDTH', 'EVERY', 'Explorer', 'slider', 'choice', 'fit', 'toggle', 'listed', 'refresh', 'PhotoExplorer', 'candidates',
-           'HeatmapExplorer', 'losses_of', 'MaskExplorer', 'consistency_map', 'WarpExplorer', 'TrainingExplorer',
-           'pair_protocol', 'build_measured', 'ResultsExplorer']
+__all__ = ['WIDTH', 'EVERY', 'Figure', 'Explorer', 'slider', 'choice', 'fit', 'toggle', 'listed', 'refresh', 'PhotoExplorer',
+           'candidates', 'HeatmapExplorer', 'losses_of', 'MaskExplorer', 'consistency_map', 'WarpExplorer',
+           'TrainingExplorer', 'pair_protocol', 'build_measured', 'ResultsExplorer']
+
+# %% ../nbs/16_widgets.ipynb #c05b-book0002
+class Figure(go.FigureWidget):
+    "A plotly FigureWidget that begins, in any page, with what it shows now."
+    def get_state(self, key=None, drop_defaults=False):
+        state = super().get_state(key, drop_defaults)
+        if "_widget_layout" in state and hasattr(self, "_layout_obj"):     # not while it is being made
+            now = dict(_widget_data=[trace.to_plotly_json() for trace in self.data], _widget_layout=self.layout.to_plotly_json())
+            state |= {name: self.trait_metadata(name, "to_json")(value, self) for name, value in now.items() if name in state}
+        return state
 
 # %% ../nbs/16_widgets.ipynb #c06-51f0ba3d
 class Explorer:
     "Controls over a plotly figure. Subclasses give `show(changed) -> str`; `.widget` is what a notebook displays, `.ms` what the last redraw took."
 
     def __init__(self, figure: go.Figure, **controls: ipw.Widget):
-        self.figure, self.controls, self.busy, self.loaded = figure, controls, False, True
+        self.figure, self.controls, self.busy = figure, controls, False
         self.message, self.stage, self.below = ipw.HTML(), ipw.VBox(), ipw.VBox()
         for name, control in controls.items():
             control.observe(lambda change, name=name: self.redraw(name), "value")
         bar = ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
         self.widget = ipw.VBox([bar, self.message, self.stage, self.below])
         self.redraw()
-        if not isinstance(self.figure, go.FigureWidget): self.put(self.figure)
+        if not isinstance(self.figure, Figure): self.put(self.figure)
 
     def __getitem__(self, name: str): return self.controls[name].value
 
     def put(self, figure: go.Figure):
-        "Show this figure from now on; `loaded` says whether a page has answered that it is there."
-        self.figure, self.loaded = go.FigureWidget(figure), False
-        self.figure.observe(lambda _: setattr(self, "loaded", True), "_js2py_traceDeltas")
+        "Show this figure from now on."
+        self.figure = Figure(figure)
         self.stage.children = [self.figure]
 
     def redraw(self, changed: str | None = None):
@@ -65,7 +74,6 @@ class Explorer:
         self.busy, start = True, time.perf_counter()
         try:
             with self.figure.batch_update(): said = self.show(changed)
-            if not self.loaded: self.figure._repr_mimebundle_()   # what plotly does where a figure is displayed by itself
             self.ms = 1e3 * (time.perf_counter() - start)
             self.message.value = f"{escape(said)} · redrawn in {self.ms:.0f} ms"
         except Exception as error:   # whatever goes wrong in a callback is for the person at the slider to read
@@ -354,7 +362,7 @@ class WarpExplorer(PhotoExplorer):
         self.errors = (warp_points(one.xy[self.pairs[:, 0]], self.H()) - two.xy[self.pairs[:, 1]]).norm(dim=1)
         self.ends = one.xy, two.xy
         lines = matches_figure(self.photograph, self.warped, *self.ends, self.pairs, self.errors, self.correct)
-        self.extra["matches"].children = [go.FigureWidget(fit(lines, 1, (self.size[0], 2 * self.size[1]), most=900))]
+        self.extra["matches"].children = [Figure(fit(lines, 1, (self.size[0], 2 * self.size[1]), most=900))]
         kept = int((self.errors <= self.correct).sum())
         return f"LightGlue: {kept} matches kept, {len(self.pairs) - kept} rejected (farther than {self.correct:g} px)"
 
@@ -376,7 +384,7 @@ class WarpExplorer(PhotoExplorer):
                 for layer, new in zip(figure.layout.images, maps): layer.source = data_uri(new, quick=True)
         else:
             figure = fit(panels(maps, ["p, on the image", "p carried through H", "p′, on the warp", "consistency map"], linked=False), 4, self.size)
-            self.extra["consistency"].children = [go.FigureWidget(figure.update_layout({f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)}))]
+            self.extra["consistency"].children = [Figure(figure.update_layout({f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)}))]
 
 # %% ../nbs/16_widgets.ipynb #c30g-8e4f0002
 class TrainingExplorer(Explorer):

@@ -135,7 +135,7 @@ def test_the_first_readable_photograph_is_shown(tmp_path):
 
 
 def test_a_page_that_opens_later_begins_with_what_is_shown(heatmaps):
-    "What a page begins with, and not only what it is told afterwards: a page that is still loading plotly.js hears nothing."
+    "Also one that is loaded again: it has heard none of the changes."
     heatmaps.controls["threshold"].value = .3
     begins = heatmaps.figure.get_state(["_widget_data", "_widget_layout"])
     assert [image["source"] for image in begins["_widget_layout"]["images"]] == [image.source for image in heatmaps.figure.layout.images]
