@@ -287,6 +287,7 @@ def repeats_traces(points, distances, epsilon=3.):
 def curves(log, columns=2):
     "Training curves from a log (DataFrame with the columns step, split, name, value): one panel a name, solid for train, dashed for val. With a column run, a colour a run"
     names, runs = list(dict.fromkeys(log['name'])), list(dict.fromkeys(log['run'])) if 'run' in log else ['']
+    columns = max(1, min(columns, len(names)))
     rows = max(1, -(-len(names) // columns))
     fig = make_subplots(rows, columns, subplot_titles=[escape(str(n)) for n in names], vertical_spacing=.3 / rows)
     for name, run, split in ((n, r, s) for n in names for r in runs for s in ('train', 'val')):
