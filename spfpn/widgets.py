@@ -33,24 +33,40 @@ from .settings import outputs_dir
 from .views import Kept, adapt, look, prepared
 
 # %% auto #0
-__all__ = ['WIDTH', 'EVERY', 'Explorer', 'slider', 'choice', 'fit', 'toggle', 'listed', 'refresh', 'PhotoExplorer', 'candidates',
-           'HeatmapExplorer', 'losses_of', 'MaskExplorer', 'consistency_map', 'WarpExplorer', 'TrainingExplorer',
-           'pair_protocol', 'build_measured', 'ResultsExplorer']
+__all__ = ['WIDTH', 'EVERY', 'Figure', 'Explorer', 'slider', 'choice', 'fit', 'toggle', 'listed', 'refresh', 'PhotoExplorer',
+           'candidates', 'HeatmapExplorer', 'losses_of', 'MaskExplorer', 'consistency_map', 'WarpExplorer',
+           'TrainingExplorer', 'pair_protocol', 'build_measured', 'ResultsExplorer']
+
+# %% ../nbs/16_widgets.ipynb #c05b-book0002
+class Figure(go.FigureWidget):
+    "A plotly FigureWidget that begins, in any page, with what it shows now."
+    def get_state(self, key=None, drop_defaults=False):
+        state = super().get_state(key, drop_defaults)
+        if "_widget_layout" in state and hasattr(self, "_layout_obj"):     # not while it is being made
+            now = dict(_widget_data=[trace.to_plotly_json() for trace in self.data], _widget_layout=self.layout.to_plotly_json())
+            state |= {name: self.trait_metadata(name, "to_json")(value, self) for name, value in now.items() if name in state}
+        return state
 
 # %% ../nbs/16_widgets.ipynb #c06-51f0ba3d
 class Explorer:
     "Controls over a plotly figure. Subclasses give `show(changed) -> str`; `.widget` is what a notebook displays, `.ms` what the last redraw took."
 
     def __init__(self, figure: go.Figure, **controls: ipw.Widget):
-        self.figure, self.controls, self.busy = go.FigureWidget(figure), controls, False
-        self.message, self.below = ipw.HTML(), ipw.VBox()
+        self.figure, self.controls, self.busy = figure, controls, False
+        self.message, self.stage, self.below = ipw.HTML(), ipw.VBox(), ipw.VBox()
         for name, control in controls.items():
             control.observe(lambda change, name=name: self.redraw(name), "value")
         bar = ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
-        self.widget = ipw.VBox([bar, self.message, self.figure, self.below])
+        self.widget = ipw.VBox([bar, self.message, self.stage, self.below])
         self.redraw()
+        if not isinstance(self.figure, Figure): self.put(self.figure)
 
     def __getitem__(self, name: str): return self.controls[name].value
+
+    def put(self, figure: go.Figure):
+        "Show this figure from now on."
+        self.figure = Figure(figure)
+        self.stage.children = [self.figure]
 
     def redraw(self, changed: str | None = None):
         "Show what the controls say; `changed` names the one that moved, None means all."
@@ -79,9 +95,9 @@ def slider(label: str, value: float, low: float, high: float, step: float, tip: 
     kind = ipw.IntSlider if all(isinstance(v, int) for v in (value, low, high, step)) else ipw.FloatSlider
     return kind(value, min=low, max=high, step=step, description=label, tooltip=tip, style=dict(description_width="90px"))
 
-def choice(label: str, options, value=None) -> ipw.Dropdown:
-    "A menu of names, or of (name, value) pairs."
-    menu = ipw.Dropdown(options=options, description=label, style=dict(description_width="90px"))
+def choice(label: str, options, value=None, width: int = 300) -> ipw.Dropdown:
+    "A menu of names, or of (name, value) pairs, `width` px wide."
+    menu = ipw.Dropdown(options=options, description=label, style=dict(description_width="90px"), layout=dict(width=f"{width}px"))
     if value is not None: menu.value = value
     return menu
 
@@ -96,8 +112,8 @@ def toggle(label: str, tip: str = "") -> ipw.ToggleButton: return ipw.ToggleButt
 
 # %% ../nbs/16_widgets.ipynb #c07d-2d3e0004
 def listed(frame: pd.DataFrame) -> str:
-    "A DataFrame as HTML with room between its columns; a long one scrolls."
-    return ("<style>.listed table { border-collapse: collapse; } .listed th, .listed td { text-align: left; padding: 0 1em 0 0; line-height: 1.6; white-space: nowrap; }</style>"
+    "A DataFrame as HTML with room between its columns, whatever the page's own style; a long one scrolls."
+    return ("<style>.listed table { border-collapse: collapse; } .listed th, .listed td { text-align: left !important; padding: 0 1em 0 0; line-height: 1.6; white-space: nowrap; }</style>"
             f'<div class="listed" style="max-height: 16em; overflow: auto">{table(frame)}</div>')
 
 # %% ../nbs/16_widgets.ipynb #c07c-2d3e0003
@@ -118,17 +134,26 @@ class PhotoExplorer(Explorer):
                          upload=ipw.FileUpload(accept="image/*", description="upload", tooltip="an image from this computer"), **controls)
 
     def show(self, changed: str | None) -> str:
-        if changed == "source": images = open_images(self["source"].strip() or "samples"); self.offer(list(zip(images.ids, images.paths)))
-        if changed == "upload": self.offer([self.uploaded(), *self.controls["image"].options])
-        if changed in (None, "source", "upload", "image"): self.photograph, changed = self.load(self["image"]), "image"
-        return self.draw(changed)
+        skipped, options = "", list(self.controls["image"].options)
+        if changed == "source": images = open_images(self["source"].strip() or "samples"); options = list(zip(images.ids, images.paths))
+        if changed == "upload": options = [self.uploaded(), *options]
+        if changed == "image": self.photograph = self.load(self["image"])
+        elif changed in (None, "source", "upload") or not hasattr(self, "photograph"): skipped, changed = self.offer(options), "image"
+        return skipped + self.draw(changed)
 
     def load(self, path: Path) -> Tensor: return resize_image(to_gray(read_image(path)), self.size)[0]
 
-    def offer(self, options: list[tuple[str, Path]]):
-        "Let the menu show these images, and choose the first."
+    def offer(self, options: list[tuple[str, Path]]) -> str:
+        "Let the menu show these images, and choose the first that can be read; what is to be said of those before it. Raises `ImageError` when none can."
+        unreadable = []
+        for k, (_, path) in enumerate(options):
+            try: self.photograph = self.load(path)
+            except ImageError as error: unreadable.append(str(error))
+            else: break
+        else: raise ImageError(f"none of {len(options)} images can be read: {unreadable[0]}")
         self.controls["image"].options = options
-        self.controls["image"].index = 0
+        self.controls["image"].index = k
+        return f"{k} of {len(options)} skipped: {unreadable[0]} · " if k else ""
 
     def uploaded(self) -> tuple[str, Path]:
         "The uploaded file as an image to choose. Raises `ImageError` when it is none."
@@ -161,6 +186,7 @@ class HeatmapExplorer(PhotoExplorer):
                          **{f"detector{k}": choice(f"panel {k + 1}", names, names[k]) for k in self.panels},
                          threshold=slider("threshold", .1, 0., 1., .005, "as a share of the photograph's highest score"), radius=slider("NMS radius", 4, 0, 16, 1),
                          limit=slider("points", 250, 1, 1000, 1), opacity=slider("opacity", .6, 0., 1., .05), subpixel=ipw.Checkbox(description="subpixel"))
+        self.message.layout.min_height = "56px"   # two lines: a figure that moves while a slider does is hard to watch
 
     def _seen(self, path: Path, name: str) -> tuple[Tensor | None, Keypoints | None, float]:
         "The candidates of a detector, and the milliseconds of its forward pass."
@@ -249,7 +275,7 @@ class MaskExplorer(PhotoExplorer):
         self.repaint(colorize(self.logits[0].sigmoid(), (0, 1)), 1)
         self.repaint(colorize(self.logits[0].sigmoid() - self.mask, (-1, 1), DIVERGING), 2)
         losses = losses_of(self.logits, self.mask[None])
-        self.losses.value = listed(losses.assign(value=losses.value.map("{:.4g}".format)))
+        self.losses.value = listed(losses.assign(value=losses.value.map("{:.4g}".format).replace("nan", "–")))
 
     def cut(self):
         "The cross-section through the chosen keypoint, and where it lies."
@@ -274,11 +300,7 @@ class WarpExplorer(PhotoExplorer):
     def __init__(self, images: ImageSet, detector: Detector, size: tuple[int, int] = (240, 320), student=None, seed: int = 0, correct: float = 3.0, sigma: float = 1.2):
         self.detector, self.student, self.correct, self.sigma = detector, student, correct, sigma
         self.generator, self.drawn, self.said = torch.Generator().manual_seed(seed), torch.eye(3, dtype=torch.float64), {}
-        blank, none = torch.zeros(1, *size), torch.zeros(0, 2)
-        titles = ["p, on the image", "p carried through H", "p′, on the warp", "consistency map"]
-        maps = fit(panels([colorize(blank)] * 4, titles, linked=False), 4, size).update_layout({f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)})
-        lines = fit(matches_figure(blank, blank, none, none, []), 1, (size[0], 2 * size[1]), most=900)
-        self.extra = dict(matches=go.FigureWidget(lines), consistency=go.FigureWidget(maps))
+        blank, none, self.extra = torch.zeros(1, *size), torch.zeros(0, 2), dict(matches=ipw.VBox(), consistency=ipw.VBox())
         super().__init__(fit(warp_figure(blank, blank, blank, none, none), 3, size), images, size,
                          rotation=slider("rotation °", 0., -180., 180., 1.), scale=slider("scale", 1., .3, 3., .05),
                          tilt_x=slider("tilt x", 0., -.4, .4, .02, "share by which the left edge shrinks and the right one grows"),
@@ -286,6 +308,7 @@ class WarpExplorer(PhotoExplorer):
                          right=slider("shift x", 0., -1., 1., .02), down=slider("shift y", 0., -1., 1., .02),
                          random=toggle("random", "draw a homography as the training does"), matches=toggle("matches", "match the two views with LightGlue"),
                          **({} if student is None else dict(consistency=choice("consistency", ["off", "huber", "kl"]))))
+        self.below.children = list(self.extra.values())
 
     def H(self) -> Tensor:
         "The homography that the controls describe, [3, 3] float64, photograph to warp."
@@ -304,7 +327,8 @@ class WarpExplorer(PhotoExplorer):
         if changed == "matches" and self["matches"]: self.said["matches"] = self.show_matches()
         if changed != "matches" and self.consistent: self.said["consistency"] = self.show_consistency()
         asked = [name for name, on in (("matches", self["matches"]), ("consistency", self.consistent)) if on]
-        self.below.children = [self.extra[name] for name in asked]
+        for name, box in self.extra.items():
+            if name not in asked: box.children = []
         return " · ".join([f"{len(self.moved)} of {len(self.xy)} points stay inside", *(self.said[name] for name in asked)])
 
     @property
@@ -337,7 +361,8 @@ class WarpExplorer(PhotoExplorer):
         self.pairs = shared_lightglue(self.detector.name).match(one, two, self.size, self.size)
         self.errors = (warp_points(one.xy[self.pairs[:, 0]], self.H()) - two.xy[self.pairs[:, 1]]).norm(dim=1)
         self.ends = one.xy, two.xy
-        refresh(self.extra["matches"], matches_figure(self.photograph, self.warped, *self.ends, self.pairs, self.errors, self.correct))
+        lines = matches_figure(self.photograph, self.warped, *self.ends, self.pairs, self.errors, self.correct)
+        self.extra["matches"].children = [Figure(fit(lines, 1, (self.size[0], 2 * self.size[1]), most=900))]
         kept = int((self.errors <= self.correct).sum())
         return f"LightGlue: {kept} matches kept, {len(self.pairs) - kept} rejected (farther than {self.correct:g} px)"
 
@@ -346,10 +371,20 @@ class WarpExplorer(PhotoExplorer):
         self.target = blob_mask(self.moved, self.size, self.sigma, .1, .9)[None]
         self.terms = consistency_map(kind, carried, self.target, self.valid)
         loss = self.terms.sum() / (self.valid.sum().clamp_min(1) if kind == "huber" else 1)
-        shown = [colorize(p, (0, 1)) for p in (self.logits[0].sigmoid(), carried[0].sigmoid() * self.valid[0], p2[0].sigmoid())] + [colorize(self.terms[0].abs())]
-        with self.extra["consistency"].batch_update():
-            for layer, new in zip(self.extra["consistency"].layout.images, shown): layer.source = data_uri(new, quick=True)
+        predictions = self.logits[0].sigmoid(), carried[0].sigmoid() * self.valid[0], p2[0].sigmoid()
+        highest = max(float(p.max()) for p in predictions)
+        self.show_maps([colorize(p, (0, highest)) for p in predictions] + [colorize(self.terms[0].abs())])
         return f"{'Huber, mean of the map' if kind == 'huber' else 'KL, sum of the map'}: {loss:.4g}"
+
+    def show_maps(self, maps: list[Image.Image]):
+        "The three predictions, which share one scale, and the consistency map: in the figure that is there, or in a new one."
+        if self.extra["consistency"].children:
+            figure, = self.extra["consistency"].children
+            with figure.batch_update():
+                for layer, new in zip(figure.layout.images, maps): layer.source = data_uri(new, quick=True)
+        else:
+            figure = fit(panels(maps, ["p, on the image", "p carried through H", "p′, on the warp", "consistency map"], linked=False), 4, self.size)
+            self.extra["consistency"].children = [Figure(figure.update_layout({f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)}))]
 
 # %% ../nbs/16_widgets.ipynb #c30g-8e4f0002
 class TrainingExplorer(Explorer):
@@ -388,8 +423,8 @@ class TrainingExplorer(Explorer):
         figure = curves(pd.concat(logs)).update_layout(width=WIDTH) if logs else go.Figure()
         shape = lambda f: [[t.name for t in f.data], [a.text for a in f.layout.annotations]]
         if shape(figure) == shape(self.figure): refresh(self.figure, figure)
-        else: self.figure = go.FigureWidget(figure)
-        self.widget.children = [*self.widget.children[:2], *([self.figure] if logs else []), self.below]
+        else: self.put(figure)
+        self.stage.layout.display = None if logs else "none"
 
     def show_pictures(self) -> str:
         "What the chosen runs predicted at the epoch of the slider, or the last one before it."
@@ -437,7 +472,7 @@ class ResultsExplorer(Explorer):
         blank, none = torch.zeros(1, 240, 320), torch.zeros(0, 2)
         measured = list(self.rows.groupby(["protocol", "set", "detector"], sort=False).groups)
         figure = fit(repeats_figure(blank, blank, none, none, none[:, 0], none[:, 0]), 2, (240, 320))
-        super().__init__(figure, measured=choice("measured", [(" · ".join(key), key) for key in measured]),
+        super().__init__(figure, measured=choice("measured", [(" · ".join(key), key) for key in measured], width=460),
                          order=choice("order", ["as measured", "worst first"]), pair=ipw.Select(description="pair", rows=6, style=dict(description_width="90px")),
                          epsilon=slider("ε px", 3., .5, 10., .5))
         self.below.children = [self.list]

@@ -1,6 +1,7 @@
 """The explorers in JupyterLab, in a real browser: run the cells, move a slider by its keys, read what is drawn from the page's figure.
 
-Two explorers over small photographs in `make test`, all five of nbs/explore.ipynb in `make test-all`. Needs playwright (in the extra `dev`) and Chromium (`apt-get install chromium`, or another Chrome named by $CHROMIUM); skipped without them."""
+Two explorers over small photographs in `make test`, all five of nbs/explore.ipynb in `make test-all`. Needs playwright (in the extra `dev`) and Chromium (`apt-get install chromium`, or another Chrome named by $CHROMIUM); skipped without them.
+$SCREENSHOTS names a folder for pictures of the explorers, and $THEME a theme of JupyterLab ("JupyterLab Dark") to see them in."""
 import json
 import os
 import re
@@ -31,7 +32,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("c
 SIZE = (96, 128)
 
 SETTINGS = {"@jupyterlab/apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false"},
-            "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"}}      # cells out of sight stay in the page
+            "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},      # cells out of sight stay in the page
+            "@jupyterlab/apputils-extension/themes": {"theme": os.environ.get("THEME", "JupyterLab Light")}}
 
 SMALL = ("""
 from spfpn.detectors import build
@@ -39,7 +41,7 @@ from spfpn.images import sample_images
 from spfpn.keypoints import Selection
 from spfpn.widgets import HeatmapExplorer, WarpExplorer
 harris = build("harris", Selection(max_keypoints=50))""",
-"HeatmapExplorer(sample_images(limit=2), [harris, build('sift')], (96, 128)).widget", "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget")
+"heatmaps = HeatmapExplorer(sample_images(limit=2), [harris, build('shi')], (96, 128))\nheatmaps.widget", "heatmaps.controls['radius'].value = 8", "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget")
 
 
 def wait(condition, seconds: float, what: str):
@@ -155,6 +157,13 @@ class Explorer:
 
     def choose(self, label: str, option: str): self.control(label).locator("select").select_option(label=option)
 
+    def screenshot(self, name: str):
+        if "SCREENSHOTS" in os.environ: self.page.wait_for_timeout(2000); self.box.screenshot(path=Path(os.environ["SCREENSHOTS"])/f"{name}.png")
+
+    def pictures(self, figure: int = 0) -> list[str]:
+        "The addresses of the pictures in the page's figure."
+        return self.box.locator(".js-plotly-plot").nth(figure).evaluate("plot => [...plot.querySelectorAll('.imagelayer image, .layer-below image')].map(i => i.getAttribute('href') || i.getAttribute('xlink:href'))")
+
     def points(self, trace: int, figure: int = 0) -> np.ndarray:
         "What a trace of the page's figure draws, [N, 2]."
         plot = self.box.locator(".js-plotly-plot").nth(figure)
@@ -221,6 +230,20 @@ def test_rotation_in_the_browser(small):
     assert small.errors == []
 
 
+def test_a_page_that_is_loaded_again_shows_what_was_shown(small):
+    def shown():
+        heatmaps = small.explorer("threshold")
+        wait(lambda: f"harris: {len(heatmaps.points(0))} points above" in heatmaps.message, 20, "as many points as the words say")
+        assert len(heatmaps.pictures()) == 4 and all(len(source) > 1500 for source in heatmaps.pictures())     # a blank one has 200 characters
+        return heatmaps.points(0), heatmaps.pictures()
+    points, pictures = shown()
+    small.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    small.page.reload()
+    again, as_before = shown()
+    assert np.allclose(again, points) and as_before == pictures
+    assert small.errors == []
+
+
 def write_log(outputs: Path, epochs: int):
     rows = [dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e) for e in range(1, epochs + 1) for split in ("train", "val")]
     pd.DataFrame(rows).to_parquet(outputs/"seen"/"phase1"/"log.parquet")
@@ -254,6 +277,7 @@ def test_heatmaps_of_several_detectors(explore):
     before = heatmaps.range("xaxis")
     heatmaps.zoom()
     wait(lambda: heatmaps.range("xaxis") != before, 20, "a zoom")
+    heatmaps.screenshot("heatmaps")
     assert heatmaps.range("xaxis2") == heatmaps.range("xaxis3") == heatmaps.range("xaxis") and heatmaps.range("yaxis2") == heatmaps.range("yaxis")
 
 
@@ -266,6 +290,7 @@ def test_masks_beside_a_prediction(explore):
     assert np.isclose(target.min(), .1, atol=1e-3) and target.max() > .8
     masks.press("σ", "ArrowRight", 10)
     wait(lambda: masks.points(3)[:, 1].mean() > target.mean(), 20, "a wider blob")
+    masks.screenshot("masks")
     assert "Bernoulli KL" in before and masks.box.inner_text() != before
 
 
@@ -279,6 +304,13 @@ def test_warps_matches_and_consistency(explore):
     wait(lambda: len(warps.points(0, figure=1)) == 3 * kept > 0, 20, "a line a match")
     warps.choose("consistency", "huber")
     wait(lambda: "Huber, mean of the map" in warps.message, 20, "the loss")
+    warps.screenshot("warps")
+    warps.toggle("matches")
+    wait(lambda: warps.box.locator(".js-plotly-plot").count() == 2, 20, "consistency alone")
+    shown = warps.pictures(figure=1)
+    assert len(shown) == 4
+    warps.press("rotation °", "ArrowRight", 10)
+    wait(lambda: all(new != old for new, old in zip(warps.pictures(figure=1)[1:], shown[1:])), 20, "the consistency of another warp")
 
 
 @pytest.mark.slow
@@ -288,6 +320,7 @@ def test_training_is_followed(explore):
     training.toggle("follow")
     write_log(explore.outputs, 5)
     wait(lambda: len(training.points(0)) == 5, 30, "the new epochs")
+    training.screenshot("training")
     training.toggle("follow")
 
 
@@ -300,3 +333,17 @@ def test_results_of_a_pair(explore):
     results.choose("order", "worst first")
     shown = results.message
     wait(lambda: "v_camera" in results.message, 20, f"the worst pair after {shown}")
+    results.screenshot("results")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label, controls", [("threshold", 10), ("σ", 8), ("rotation °", 11), ("runs", 4), ("ε px", 4)])
+def test_every_control_is_reached_by_tab(explore, label, controls):
+    "From the first control on, Tab goes through all of them: nobody needs a mouse to move a slider."
+    count = explore.explorer(label).box.evaluate("""box => { window.wanted = [...box.querySelectorAll('select, input:not([type=file]), button:not([disabled]):not(.modebar-btn), .noUi-handle')];
+                                                             window.wanted[0].focus(); return window.wanted.length }""")
+    for _ in range(2 * count):      # a slider's number is a stop as well
+        explore.page.evaluate("() => { document.activeElement.dataset.reached = 'yes' }")
+        explore.page.keyboard.press("Tab")
+    assert count >= controls
+    assert explore.page.evaluate("() => window.wanted.filter(e => !e.dataset.reached).map(e => e.outerHTML.slice(0, 100))") == []

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 
 from spfpn.detectors import build
-from spfpn.images import sample_images, warped_samples
+from spfpn.images import folder_images, sample_images, warped_samples
 from spfpn.keypoints import Keypoints, Selection, extract, select_points
 from spfpn.losses import huber, kl
 from spfpn.geometry import warp_image
 from spfpn.model import SPFPN, StudentDetector
 from spfpn.protocols import R1, named
 from spfpn.results import evaluate
+from spfpn.teachers import teacher
 from spfpn.views import Kept
 from spfpn.widgets import HeatmapExplorer, MaskExplorer, ResultsExplorer, TrainingExplorer, WarpExplorer, candidates, consistency_map, losses_of
 
@@ -120,6 +121,28 @@ def test_bad_sources_are_messages_and_change_nothing(heatmaps, control, value, s
     assert heatmaps.controls["image"].options == options and heatmaps.photograph is image
 
 
+def test_the_first_readable_photograph_is_shown(tmp_path):
+    (tmp_path/"a.png").write_bytes(b"no image"); (tmp_path/"b.jpg").write_bytes(b"")
+    explorer = HeatmapExplorer(folder_images(tmp_path), [build("harris")], SIZE)
+    assert "none of 2 images can be read" in explorer.message.value and "a.png" in explorer.message.value
+    explorer.controls["threshold"].value = .5
+    assert "none of 2 images can be read" in explorer.message.value
+    Image.fromarray((np.random.default_rng(0).random((60, 80)) * 255).astype(np.uint8)).save(tmp_path/"c.png")
+    explorer.controls["source"].value = str(tmp_path)
+    for shown in (explorer, HeatmapExplorer(folder_images(tmp_path), [build("harris")], SIZE)):
+        assert "2 of 3 skipped" in shown.message.value and "a.png" in shown.message.value and shown["image"].name == "c.png"
+        assert len(drawn(shown)) and shown.photograph.shape == (1, *SIZE)
+
+
+def test_a_page_that_opens_later_begins_with_what_is_shown(heatmaps):
+    "Also one that is loaded again: it has heard none of the changes."
+    heatmaps.controls["threshold"].value = .3
+    begins = heatmaps.figure.get_state(["_widget_data", "_widget_layout"])
+    assert [image["source"] for image in begins["_widget_layout"]["images"]] == [image.source for image in heatmaps.figure.layout.images]
+    assert len({image["source"] for image in begins["_widget_layout"]["images"]}) == 3        # photograph, heatmap, and SIFT has none
+    assert [len(trace["x"]["shape"]) and trace["x"]["shape"][0] for trace in begins["_widget_data"]] == [len(trace.x) for trace in heatmaps.figure.data]
+
+
 def test_errors_become_messages():
     class Broken:
         name = "broken <b>"
@@ -171,6 +194,21 @@ def test_consistency_map_adds_up_to_the_loss_shown(student, kind, loss):
     value = warps.terms[warps.valid].mean() if kind == "huber" else warps.terms.sum()
     assert torch.isclose(value, expected, rtol=1e-4) and f"{expected:.4g}" in warps.message.value
     assert (warps.terms[~warps.valid] == 0).all() and (~warps.valid).any()
+
+
+def test_consistency_stays_where_it_is_while_matches_come_and_go(student):
+    "A figure that is taken out of the page and put back is deaf there."
+    warps = WarpExplorer(sample_images(limit=1), teacher("aliked", Selection(max_keypoints=30)), SIZE, student)
+    warps.controls["consistency"].value = "huber"
+    figure, = warps.extra["consistency"].children
+    for on in (True, False):
+        warps.controls["matches"].value = on
+        assert len(warps.extra["matches"].children) == on and warps.extra["consistency"].children == (figure,)
+    before = figure.layout.images[1].source
+    warps.controls["rotation"].value = 40
+    assert figure.layout.images[1].source != before and warps.extra["consistency"].children == (figure,)
+    warps.controls["consistency"].value = "off"
+    assert warps.extra["consistency"].children == ()
 
 
 def test_mask_cross_section_is_the_formula():
