@@ -191,7 +191,7 @@ class Phase2:
 # %% ../nbs/15_training.ipynb #c11b-agree002
 FAINT = 0.01   # a lower peak of the average is no keypoint
 
-TURNS = (False, False), (True, False)
+TURNS = (False, False), (True, True), (True, False), (False, True)   # neighbours are opposite
 
 class Agreement(Phase1):
     "Views of photographs: a keypoint is what the student itself finds in all of them."
@@ -208,7 +208,9 @@ class Agreement(Phase1):
         seen = valid_mask(back, out, size) & (warp_image(valid.float(), back, size) > 0.999)
         scores = warp_image(logits.float().sigmoid(), back, size) * seen
         total, visits = (x.unflatten(0, (-1, s.views)).sum(1) for x in (scores, seen))
-        points = extract(total / visits.clamp_min(1) * (visits > 1), Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))
+        mean = total / visits.clamp_min(1) * (visits > 1)
+        side = 2 * math.ceil(3 * s.phase1_sigma) + 1
+        points = extract(gaussian_blur2d(mean, (side, side), (s.phase1_sigma,) * 2), Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))
         shared = warp_image((visits > 1).float().repeat_interleave(s.views, 0), H, out) > 0.999
         return [k.xy for k in points], valid & shared
 
