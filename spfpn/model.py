@@ -24,8 +24,8 @@ from .keypoints import Keypoints, MapDetector, Selection, extract
 from .settings import replacing
 
 # %% auto #0
-__all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'SPFPN',
-           'CheckpointError', 'save', 'read_header', 'load', 'StudentDetector']
+__all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'LightHead',
+           'SPFPN', 'CheckpointError', 'save', 'read_header', 'load', 'StudentDetector']
 
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
 STRIDES = (4, 8, 16, 32)
@@ -69,6 +69,21 @@ class BicubicHead(nn.Module):
         return F.interpolate(logits, size=gray.shape[-2:], mode="bicubic", align_corners=False)
 
 class ShuffleHead(nn.Module):
+    "Maps at strides 4–32, fused with a full-detail stem at stride 2 → four logits a cell → full resolution."
+    def __init__(self, channels: int):
+        super().__init__()
+        self.stem = nn.Sequential(nn.PixelUnshuffle(2), _conv(4, channels), _conv(channels, channels))
+        self.fuse, self.score = _conv(channels, channels), nn.Conv2d(channels, 4, 1)
+
+    @property
+    def last(self) -> nn.Module: return self.score
+
+    def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
+        detail = self.stem(gray)
+        context = F.interpolate(_sum(maps), size=detail.shape[-2:], mode="bilinear", align_corners=False)
+        return F.pixel_shuffle(self.score(self.fuse(detail + context)), 2)
+
+class LightHead(nn.Module):
     "Maps at strides 4–32, fused at stride 4 with a stem that has looked at every pixel → sixteen logits a cell → full resolution."
     def __init__(self, channels: int):
         super().__init__()
@@ -84,7 +99,7 @@ class ShuffleHead(nn.Module):
         context = self.context(_sum(maps))
         return F.pixel_shuffle(self.score(self.fuse(self.stem(gray) + context)), 4)
 
-HEADS = dict(bicubic=BicubicHead, shuffle=ShuffleHead)
+HEADS = dict(bicubic=BicubicHead, shuffle=ShuffleHead, light=LightHead)
 
 # %% ../nbs/08_model.ipynb #c10-22053a2f
 HUB_FILE = "model.safetensors"   # what the Hugging Face hub calls it
