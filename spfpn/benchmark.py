@@ -71,12 +71,12 @@ def _xfeat(path=None) -> tuple[str, XFeatCells]:
 
 NETWORKS: dict[str, Callable] = {"student": lambda path: ("student", load(path)), "superpoint": _superpoint, "xfeat": _xfeat}
 
-def _heatmap(network: nn.Module, runtime: str) -> Callable:
-    "A network's heatmap as a function of images, in PyTorch or in one of `export.RUNTIMES`."
+def _heatmap(network: nn.Module, runtime: str, size: tuple[int, int]) -> Callable:
+    "A network's heatmap as a function of images of one size, in PyTorch or in one of `export.RUNTIMES`."
     if runtime == "eager": return network.heatmap
     if runtime == "compiled": return torch.compile(network.heatmap)
     if runtime == "channels-last": return copy.deepcopy(network).to(memory_format=torch.channels_last).heatmap
-    run = runs(network, runtime)
+    run = runs(network, runtime, size)
     return lambda images: run(images)[0]
 
 class Running(MapDetector):
@@ -113,13 +113,13 @@ class XFeat(MapDetector):
 ROWS = ("student", "student:onnx", "student:openvino", "student:openvino-bf16", "superpoint", "superpoint:onnx", "superpoint:openvino", "superpoint:openvino-bf16",
         "xfeat", "xfeat:openvino", "xfeat-own", "aliked", "harris")
 
-def row(spec: str, path: str | Path, selection: Selection) -> tuple[str, Detector]:
+def row(spec: str, path: str | Path, selection: Selection, size: tuple[int, int]) -> tuple[str, Detector]:
     "The name of a row, and what is timed: `network[:runtime]` with a network of `NETWORKS` (`student`: the checkpoint at `path`), xfeat-own, or whatever detector `build` takes. Raises as these do."
     network, _, runtime = spec.partition(":")
     if spec == "xfeat-own": return "XFeat (random weights), its own choice", XFeat(selection)
     if network not in NETWORKS: return spec, build(spec, selection)
     name, net = NETWORKS[network](path)
-    return f"{name}, {runtime}" if runtime else name, Running(_heatmap(net, runtime or "eager"), selection)
+    return f"{name}, {runtime}" if runtime else name, Running(_heatmap(net, runtime or "eager", size), selection)
 
 # %% ../nbs/research/benchmark.ipynb #rb09
 STAGES = ["decode", "network", "selection"]
@@ -140,7 +140,7 @@ def stages(detector: Detector, path: Path, size: tuple[int, int]) -> dict[str, f
 def _ready(spec: str, path: Path, selection: Selection, photo: Path, size, report: Callable) -> tuple[str, Detector] | None:
     "The row, warm, or None, and a line that says why."
     try:
-        name, detector = row(spec, path, selection)
+        name, detector = row(spec, path, selection, size)
         stages(detector, photo, size)
         return name, detector
     except Exception as error:   # a missing extra, weights that are away, no compiler: each has its own kind, and none of them should cost the others

@@ -99,21 +99,24 @@ def _to_pt2(model, selection) -> Files:
     return {".pt2": file.getvalue()}
 
 # %% ../nbs/20_export.ipynb #ex12
-def _run_onnx(files: Files) -> Callable:
+def _run_onnx(files: Files, size=None) -> Callable:
     runtime, = _extra("onnx", "onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = runtime.InferenceSession(files[".onnx"], options, providers=["CPUExecutionProvider"])
     return lambda images: [torch.from_numpy(x) for x in session.run(None, {"image": images.numpy()})]
 
-def _run_openvino(files: Files, precision: str = "f32") -> Callable:
+def _run_openvino(files: Files, size: tuple[int, int] | None = None, precision: str = "f32") -> Callable:
     core = _extra("openvino", "openvino")[0].Core()
     if precision.upper() not in ("F32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")): raise ValueError(f"runtime openvino-{precision}: this processor does not calculate in {precision}; take openvino")
     hints = dict(INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=torch.get_num_threads(), PERFORMANCE_HINT="LATENCY")
-    network = core.compile_model(core.read_model(files[".xml"], files[".bin"]), "CPU", hints)
-    return lambda images: [torch.from_numpy(x.copy()) for x in network([images.numpy()]).to_tuple()]
+    graph = core.read_model(files[".xml"], files[".bin"])
+    if size: graph.reshape([1, 1, *size])
+    network = core.compile_model(graph, "CPU", hints)
+    def run(images): return [torch.from_numpy(x.copy()) for x in network([images.numpy()]).to_tuple()]
+    return (lambda images: [torch.cat(parts) for parts in zip(*map(run, images.split(1)))]) if size else run
 
-def _run_pt2(files: Files) -> Callable:
+def _run_pt2(files: Files, size=None) -> Callable:
     network = torch.export.load(io.BytesIO(files[".pt2"])).module()
     return lambda images: list(network(images))
 
@@ -207,29 +210,34 @@ def _checked(model: nn.Module, kind: Format, selection: Selection | None = None)
     return files
 
 # %% ../nbs/20_export.ipynb #ex22
-def runs(model: nn.Module, runtime: str) -> Callable:
-    "A student, or another network with a method `heatmap`, exported and run by one of `RUNTIMES`: a function from images [B, 1, H, W] to a list that begins with the heatmap. Raises as `RuntimeDetector` does."
+def runs(model: nn.Module, runtime: str, size: tuple[int, int] | None = None) -> Callable:
+    """A student, or another network with a method `heatmap`, exported and run by one of `RUNTIMES`: a function from images [B, 1, H, W] to a list that begins with the heatmap.
+
+    `size` (height, width): that of all images, where it is known. Raises as `RuntimeDetector` does."""
     kind, run = runtime_named(runtime)
-    return run(_checked(model, kind))
+    return run(_checked(model, kind), size)
 
 class RuntimeDetector(MapDetector):
     """A student whose network runs in one of `RUNTIMES`, on the processor. `path_or_name`: an exported file, a checkpoint, or the name of a shipped student.
+    `size` (height, width): that of all images, where it is known, with which OpenVINO is faster.
 
-    Raises `ImportError` without the format's extra, `ExportError` and `CheckpointError` for a student, `ValueError` for a file that is of another kind or not whole."""
-    def __init__(self, path_or_name: str | Path, runtime: str = "onnx", selection: Selection = Selection()):
+    Raises `ImportError` without the format's extra, `ExportError` and `CheckpointError` for a student, `ValueError` for a file that is of another kind or not whole, and for images of another size."""
+    def __init__(self, path_or_name: str | Path, runtime: str = "onnx", selection: Selection = Selection(), size: tuple[int, int] | None = None):
         super().__init__(selection)
         (kind, run), path = runtime_named(runtime), Path(shipped().get(str(path_or_name), path_or_name))
         exported = path.suffix in kind.ends
-        self.run = _read(path, kind, run) if exported else runs(student.load(path), runtime)
+        self.size, self.run = size and tuple(size), _read(path, kind, run, size) if exported else runs(student.load(path), runtime, size)
         weights = [path.with_suffix(end) for end in kind.ends] if exported else [path]
-        self.name, self.version = f"{path.stem} ({runtime})", f"{digest(*weights)} {runtime}"
+        self.name, self.version = f"{path.stem} ({runtime})", " ".join(map(str, (digest(*weights), runtime, *(size or ()))))
 
-    def scores(self, images: Tensor) -> Tensor: return self.run(to_gray(images).cpu().contiguous())[0]
+    def scores(self, images: Tensor) -> Tensor:
+        if self.size not in (None, images.shape[-2:]): raise ValueError(f"{self.name} was made for images of {self.size[0]}×{self.size[1]}, this one has {images.shape[-2]}×{images.shape[-1]}")
+        return self.run(to_gray(images).cpu().contiguous())[0]
 
     def detect(self, images: Tensor) -> list[Keypoints]: return extract(self.scores(images), replace(self.selection, subpixel=True))   # as a student's
 
-def _read(path: Path, kind: Format, run: Callable) -> Callable:
+def _read(path: Path, kind: Format, run: Callable, size) -> Callable:
     files = {end: path.with_suffix(end).read_bytes() for end in kind.ends}
-    try: return run(files)
+    try: return run(files, size)
     except (ImportError, OSError): raise
     except Exception as error: raise ValueError(f"{path}: not a whole file of this kind ({str(error).splitlines()[0]}); export the student again") from None

@@ -104,6 +104,9 @@ def test_openvino(student, exported, tmp_path, monkeypatch):
     images = photos((75, 101))
     with torch.no_grad(): expected = load(student).heatmap(images)
     assert torch.allclose(RuntimeDetector(tmp_path/"s.xml", "openvino").scores(images), expected, atol=1e-4)
+    fixed = RuntimeDetector(tmp_path/"s.xml", "openvino", size=(75, 101))
+    assert torch.allclose(fixed.scores(images), expected, atol=1e-4)
+    with pytest.raises(ValueError, match="made for images of 75×101, this one has 60×80"): fixed.detect(photos((60, 80)))
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         coarse = RuntimeDetector(tmp_path/"s.xml", "openvino-bf16")
         assert 1e-6 < (coarse.scores(images) - expected).abs().max() < .05 and coarse.version != RuntimeDetector(tmp_path/"s.xml", "openvino").version

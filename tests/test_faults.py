@@ -32,6 +32,7 @@ from spfpn.protocols import R1
 from spfpn.results import append_metrics, evaluate
 from spfpn.settings import FolderError, Settings, alone, project_root
 from spfpn.training import Run, TrainingError, train_phase1, train_phase2
+from spfpn.views import Kept
 from spfpn.workbook import WorkbookError, read_run, record
 
 FORK = multiprocessing.get_context("forkserver")
@@ -307,6 +308,13 @@ def test_a_full_disk_keeps_the_file_that_was_there(write, name, disk):
     fill_up(out)
     with pytest.raises(FolderError, match=f"{name}: cannot be written .* 0.0 MB are free"): write(out)
     assert (out/name).read_bytes() == before and not list(out.rglob("*.part"))
+
+
+def test_predictions_on_a_full_disk(disk):
+    out = disk("1m")
+    fill_up(out)
+    with pytest.raises(FolderError, match="safetensors: cannot be written .* 0.0 MB are free"): Kept(out).get(dict(of=1), lambda: dict(xy=torch.zeros(9999, 2)))
+    assert [path.name for path in out.iterdir()] == ["filler"]
 
 
 def test_a_full_disk_is_one_line_on_the_command_line(disk, reference):
