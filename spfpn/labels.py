@@ -109,7 +109,7 @@ class LabelStore:
 
     def summary(self) -> pd.DataFrame:
         "A line a row without its points, of which `points` is the number."
-        def plain(table): return table.drop_columns([f.name for f in table.schema if pa.types.is_list(f.type)]).append_column("points", pc.list_value_length(table["x"]))
+        def plain(table): return table.drop_columns([f.name for f in table.schema if pa.types.is_list(f.type)]).append_column("points", pc.list_value_length(table["score"]))
         return pa.concat_tables(map(plain, self.stream())).to_pandas()
 
     @property
