@@ -323,11 +323,14 @@ def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter | N
 def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", workers: int = 2, meta: dict | None = None, progress: bool = True) -> Path:
     "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped. Returns best.safetensors. Raises `TrainingError`."
     model.load_state_dict(agreed(model.state_dict))
-    run = Run(model.to(device, memory_format=torch.channels_last), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
+    of_a_step = len(step_rows(task, 0, batch, repeats, seed))
+    if of_a_step % ranks(): raise TrainingError(f"{ranks()} processes cannot share the {of_a_step} examples of a step equally. Choose a batch that is a multiple of {ranks()}")
+    # the gradient of torch's InstanceNorm (2.14, CPU) is wrong for one image alone in channels_last
+    layout = torch.channels_last if of_a_step > ranks() else torch.contiguous_format
+    run = Run(model.to(device, memory_format=layout), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
     model.train(); model.low, model.high = task.low, task.high
     per_epoch = steps_per_epoch(task, batch, repeats)
-    total, of_a_step = epochs * per_epoch, len(step_rows(task, 0, batch, repeats, seed))
-    if of_a_step % ranks(): raise TrainingError(f"{ranks()} processes cannot share the {of_a_step} examples of a step equally. Choose a batch that is a multiple of {ranks()}")
+    total = epochs * per_epoch
     batches = ahead(partial(prepare, task, batch=batch, repeats=repeats, seed=seed), range(run.step, total), workers)
     started = saved = asked = time.monotonic()
     waited = 0.0
