@@ -51,7 +51,7 @@ class Examples:
         made, place = store.settings(), images.index()
         if made is None: raise LabelError(f"{store.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb")
         self.size, self.mode = (made["height"], made["width"]), made["resize"]
-        found = np.array([place.get(name, -1) for name in store.ids])   # of each row the number of its image
+        found = np.fromiter((place.get(name, -1) for table in store.stream(["id"]) for name in table["id"].to_pylist()), np.int64)   # of each row the number of its image
         numbers = np.argsort(found, kind="stable")[(found < 0).sum():]
         labelled = np.unique(found[numbers])
         if len(labelled) < 2: raise LabelError(f"{store.folder}: {len(numbers)} of its labels belong to images of {images.name}; training needs two images or more")
