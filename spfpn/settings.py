@@ -184,7 +184,7 @@ def load_profile(name: str = "quick", overrides: dict | None = None) -> Settings
 # %% ../nbs/00_settings.ipynb #c18-5f500270
 def launched() -> bool:
     "Whether this process is one of several that `accelerate launch` (or torchrun) has started for one run."
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 def _join(name: str) -> str:
     "Meet the other processes of the run; the device called `name`, and where that is CUDA a GPU of one's own."

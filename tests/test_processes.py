@@ -142,3 +142,10 @@ def test_all_processes_are_told_why_a_run_cannot_begin(labels, tmp_path):
     told = together(2, train_phase1, FEW.replace(batch=3), labels, tmp_path/"uneven", False)
     assert [type(error) for error in told] == [TrainingError] * 2 and "cannot share the 3 examples" in str(told[0])
     assert not list((tmp_path/"uneven").glob("*.pt"))
+
+
+@pytest.mark.slow
+def test_the_notebook_that_reckons_with_coco(tmp_path):
+    import papermill
+    notebook = project_root()/"nbs"/"research"/"scale.ipynb"
+    papermill.execute_notebook(str(notebook), str(tmp_path/"scale.ipynb"), dict(images="samples", rows=12_000, seconds=.1), kernel_name="python3", language="python", progress_bar=False)
