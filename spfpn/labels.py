@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json, zlib
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-import numpy as np, pandas as pd, pyarrow as pa, pyarrow.parquet as pq, torch
+import numpy as np, pandas as pd, pyarrow as pa, pyarrow.compute as pc, pyarrow.parquet as pq, torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,33 +18,36 @@ from . import teachers
 from .geometry import sample_homography, valid_mask, warp_image, warp_points
 from .images import ImageError, ImageSet, open_images
 from .keypoints import Keypoints, Selection
-from .settings import Settings, alone, pick_device, replacing
+from .settings import Settings, agreed, ahead, alone, everyones, in_turn, pick_device, rank, ranks, replacing
 from .teachers import Matcher, Teacher
 
 # %% auto #0
-__all__ = ['ERODE', 'LabelError', 'LabelStore', 'points_of', 'fill', 'skipped_images', 'describe_teacher', 'label_images',
-           'image_generator', 'adapt', 'match_images', 'make_labels', 'make_pairs']
+__all__ = ['GROUP', 'GROUPS_KEPT', 'POINTS', 'ERODE', 'LabelError', 'LabelStore', 'points_of', 'fill', 'skipped_images',
+           'describe_teacher', 'label_images', 'image_generator', 'adapt', 'match_images', 'make_labels', 'make_pairs']
 
 # %% ../nbs/06_labels.ipynb #c05-a4794d8c
+GROUP, GROUPS_KEPT = 8, 1024   # rows that are read together; how many such groups stay in memory: some 30 MB of them, with 250 points a row
+POINTS = ("x", "y", "score", "x1", "y1", "score1")
+
 class LabelError(ValueError):
     "A label store cannot be used as asked; the message names its folder."
 
-def _read(shards: list[Path], columns: list[str] | None = None) -> pa.Table:
-    "The rows of `shards`. Raises `LabelError` naming the one that is not whole."
-    tables = []
-    for shard in shards:
-        try: tables.append(pq.read_table(shard, columns=columns, page_checksum_verification=True))
-        except (OSError, pa.ArrowException) as error: raise LabelError(f"{shard}: not a whole shard of labels ({str(error).splitlines()[0]}). Delete it, and the next run labels its images again") from None
-        if tables[-1].schema != tables[0].schema: raise LabelError(f"{shard}: its columns are not those of {shards[0].name}. Delete it, and the next run labels its images again")
-    return pa.concat_tables(tables)
+def _read(shard: Path, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
+    "The rows of a shard, or of one of its groups. Raises `LabelError` when it is not whole."
+    try:
+        file = pq.ParquetFile(shard, page_checksum_verification=True)
+        return file.read(columns, use_threads=False) if group is None else file.read_row_group(group, columns, use_threads=False)
+    except (OSError, pa.ArrowException) as error: raise LabelError(f"{shard}: not a whole shard of labels ({str(error).splitlines()[0]}). Delete it, and the next run labels its images again") from None
 
-def _lists_of_numbers(table: pa.Table) -> pa.Table:
-    "Lists that are empty in every row have no type of their own; give them the one that they have elsewhere."
-    return table.cast(pa.schema([f.with_type(pa.list_(pa.float64())) if f.type == pa.list_(pa.null()) else f for f in table.schema]))
+def _points_as_float32(table: pa.Table) -> pa.Table:
+    "Coordinates and scores with the type that they were computed in; a list that is empty in every row has none of its own."
+    return table.cast(pa.schema([f.with_type(pa.list_(pa.float32())) if f.name in POINTS else f for f in table.schema]))
 
 class LabelStore:
     "Rows in parquet shards of a folder; a row's `id` is its image's."
-    def __init__(self, folder: str | Path): self.folder = Path(folder)
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._group = lru_cache(GROUPS_KEPT)(lambda shard, group: _read(shard, group=group))
 
     @property
     def shards(self) -> list[Path]: return sorted(self.folder.glob("part-*.parquet"))
@@ -62,34 +65,76 @@ class LabelStore:
         differing = ", ".join(f"{k}: {made.get(k)!r}, now {settings.get(k)!r}" for k in sorted({*made, *settings}) if made.get(k) != settings.get(k))
         raise LabelError(f"{self.folder}: was made with other settings ({differing}). Choose another folder, or delete this one")
 
-    def append(self, rows: list[dict], settings: dict):
-        "Write one more shard, atomically."
-        number = int(self.shards[-1].stem.removeprefix("part-")) + 1 if self.shards else 0   # not their count: one may have been deleted
-        table = _lists_of_numbers(pa.Table.from_pylist(rows)).replace_schema_metadata({b"spfpn": json.dumps(settings).encode()})
-        with replacing(self.folder/f"part-{number:05d}.parquet") as beside: pq.write_table(table, beside, write_page_checksum=True)
-        self.__dict__.pop("table", None)
-
     @property
-    def ids(self) -> list[str]: return _read(self.shards, ["id"])["id"].to_pylist() if self.shards else []
+    def next_number(self) -> int:
+        "Of the shard to be written next; not the count of shards: one may have been deleted."
+        return int(self.shards[-1].stem.removeprefix("part-")) + 1 if self.shards else 0
+
+    def append(self, rows: list[dict], settings: dict, number: int | None = None):
+        "Write one more shard, atomically: the one of that number, or the next."
+        table = _points_as_float32(pa.Table.from_pylist(rows)).replace_schema_metadata({b"spfpn": json.dumps(settings).encode()})
+        with replacing(self.folder/f"part-{self.next_number if number is None else number:05d}.parquet") as beside:
+            pq.write_table(table, beside, row_group_size=GROUP, use_dictionary=["id", "teacher"], write_page_checksum=True)
+        self.__dict__.pop("_index", None)
+
+    def stream(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        "The rows, shard by shard. Raises `LabelError` naming a shard that is not whole, or has other columns than the first."
+        schema = None
+        for shard in self.shards:
+            table = _read(shard, columns)
+            if table.schema != (schema := schema or table.schema): raise LabelError(f"{shard}: its columns are not those of {self.shards[0].name}. Delete it, and the next run labels its images again")
+            yield table
 
     @cached_property
-    def table(self) -> pa.Table:
-        if not self.shards: raise LabelError(f"{self.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb")
-        return _read(self.shards)
+    def _index(self) -> tuple[list[Path], np.ndarray]:
+        "The shards; and a line for each group of rows: the number of its first row, its shard, its place in there."
+        shards, lines, rows = self.shards, [], 0
+        for s, shard in enumerate(shards):
+            try: about = pq.read_metadata(shard)
+            except (OSError, pa.ArrowException): _read(shard); raise   # its own words for a shard that is not whole
+            for group in range(about.num_row_groups): lines.append((rows, s, group)); rows += about.row_group(group).num_rows
+        return shards, np.array([*lines, (rows, len(shards), 0)])
 
-    def __len__(self) -> int: return sum(pq.read_metadata(s).num_rows for s in self.shards)
-    def row(self, i: int) -> dict: return self.table.slice(i, 1).to_pylist()[0]
-    def frame(self) -> pd.DataFrame: return self.table.to_pandas()
+    def __len__(self) -> int: return int(self._index[1][-1, 0])
+
+    def row(self, i: int) -> dict:
+        "Row `i`, from 0."
+        if not 0 <= i < len(self): raise IndexError(f"{self.folder}: row {i} of {len(self)}")
+        shards, lines = self._index
+        first, shard, group = lines[np.searchsorted(lines[:, 0], i, side="right") - 1].tolist()
+        return self._group(shards[shard], group).slice(int(i) - first, 1).to_pylist()[0]
+
+    @property
+    def ids(self) -> list[str]: return [name for table in self.stream(["id"]) for name in table["id"].to_pylist()]
+
+    def summary(self) -> pd.DataFrame:
+        "A line a row without its points, of which `points` is the number."
+        def plain(table): return table.drop_columns([f.name for f in table.schema if pa.types.is_list(f.type)]).append_column("points", pc.list_value_length(table["score"]))
+        return pa.concat_tables(map(plain, self.stream())).to_pandas()
+
+    @property
+    def table(self) -> pa.Table:
+        "All rows, in memory. Raises `LabelError` when there is none."
+        if not self.shards: raise LabelError(f"{self.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb")
+        return pa.concat_tables(self.stream())
+
+    def frame(self) -> pd.DataFrame:
+        "All rows, in memory."
+        return self.table.to_pandas()
 
 def points_of(row: dict, suffix: str = "") -> Tensor:
     "The points [N, 2] in a row's columns x and y (x1, y1 with suffix 1)."
     return torch.from_numpy(np.stack([row["x" + suffix], row["y" + suffix]], -1).astype(np.float32).reshape(-1, 2))
 
 # %% ../nbs/06_labels.ipynb #c07-a513e386
-def _images(images: ImageSet, todo: list[int], size, mode: str, skipped: dict) -> Iterator[tuple[str, Tensor]]:
-    for i in todo:
-        try: yield images.ids[i], images.load(i, size, mode)[0]
-        except ImageError as error: skipped[images.ids[i]] = str(error)
+def _images(images: ImageSet, block: list[int], size, mode: str, skipped: dict, workers: int) -> Iterator[tuple[str, Tensor]]:
+    "The readable images of a block with their ids; the others go into `skipped`."
+    def load(i):
+        try: return images.load(i, size, mode)[0]
+        except ImageError as error: return error
+    for i, image in zip(block, ahead(load, block, workers)):
+        if isinstance(image, ImageError): skipped[images.ids[i]] = str(image)
+        else: yield images.ids[i], image
 
 def _batches(pairs: Iterator[tuple[str, Tensor]], batch: int) -> Iterator[tuple[list[str], Tensor]]:
     "Batches of equal shape: with `fit`, sizes differ from image to image."
@@ -101,24 +146,34 @@ def _batches(pairs: Iterator[tuple[str, Tensor]], batch: int) -> Iterator[tuple[
         ids.append(name); tensors.append(image)
     if tensors: yield ids, torch.stack(tensors)
 
-def fill(store: LabelStore, images: ImageSet, settings: dict, work: Callable[[list[str], Tensor], list[dict]], *,
-         size: tuple[int, int], mode: str = "cover", batch: int = 1, shard: int = 64, progress: bool = True) -> LabelStore:
-    """Run `work(ids, images [B, 1, H, W]) -> rows` over the images whose rows are not in the store yet, and append them shard by shard.
-
-    `work` gives one or more rows for each image; those of one image always share a shard. Raises `LabelError`, and `ImageError` when no image can be read.
-    """
+def _to_do(store: LabelStore, images: ImageSet, settings: dict, shard: int) -> tuple[list[list[int]], int]:
+    "The images whose rows are not in the store yet, in blocks of `shard`, and the number of the first block's shard. Raises `LabelError`."
     store.check(settings)
     done = set(store.ids)
     todo = [i for i, name in enumerate(images.ids) if name not in done]
-    skipped, rows, waiting = {}, [], 0
-    with tqdm(total=len(images), initial=len(images) - len(todo), unit="image", desc=store.folder.name, disable=not progress) as bar:
-        for ids, tensors in _batches(_images(images, todo, size, mode, skipped), batch):
-            rows, waiting = rows + work(ids, tensors), waiting + len(ids)
-            bar.update(len(ids))
-            if waiting >= shard: store.append(rows, settings); rows, waiting = [], 0
-        if rows: store.append(rows, settings)
-    with replacing(store.folder/"skipped.json") as beside: beside.write_text(json.dumps(skipped, indent=1))
-    if not len(store): raise ImageError(f"{images.name}: none of its {len(images)} images can be read. The first: {next(iter(skipped.values()), 'no image at all')}")
+    return [todo[k:k + shard] for k in range(0, len(todo), shard)], store.next_number
+
+def fill(store: LabelStore, images: ImageSet, settings: dict, work: Callable[[list[str], Tensor], list[dict]], *,
+         size: tuple[int, int], mode: str = "cover", batch: int = 1, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
+    """Run `work(ids, images [B, 1, H, W]) -> rows` over the images whose rows are not in the store yet, a shard for each `shard` of them. The processes of a run share the shards.
+
+    `work` gives one or more rows for each image; those of one image always share a shard. Raises `LabelError`, and `ImageError` when no image can be read.
+    """
+    blocks, first = agreed(lambda: _to_do(store, images, settings, shard))
+    skipped, done = {}, len(images) - sum(map(len, blocks))
+    with tqdm(total=len(images), initial=done, unit="image", desc=store.folder.name, disable=not progress or rank() > 0) as bar:
+        for number in range(rank(), len(blocks), ranks()):
+            rows = []
+            for ids, tensors in _batches(_images(images, blocks[number], size, mode, skipped, workers), batch):
+                rows += work(ids, tensors)
+                bar.update(min(len(ids) * ranks(), bar.total - bar.n))   # the others are as fast, as far as this one knows
+            if rows: store.append(rows, settings, first + number)
+    skipped = {name: why for part in everyones(skipped) for name, why in part.items()}
+    def conclude():
+        with replacing(store.folder/"skipped.json") as beside: beside.write_text(json.dumps(skipped, indent=1))
+        if not len(store): raise ImageError(f"{images.name}: none of its {len(images)} images can be read. The first: {next(iter(skipped.values()), 'no image at all')}")
+    agreed(conclude)
+    store.__dict__.pop("_index", None)   # the others have written, too
     return store
 
 def skipped_images(store: LabelStore) -> dict[str, str]:
@@ -134,7 +189,7 @@ def describe_teacher(teacher: Teacher, size, mode: str) -> dict:
     return dict(teacher=teacher.name, height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
 
 def label_images(images: ImageSet, teacher: Teacher, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, adaptation: int = 0,
-                 aggregate: str = "mean", seed: int = 0, shard: int = 64, progress: bool = True) -> LabelStore:
+                 aggregate: str = "mean", seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
     """Keypoints of every image by `teacher`, at most `teacher.selection.max_keypoints` each, into the store at `folder`; resumes.
 
     Columns: id, height, width, x, y, score (lists; pixels of the image as resized by `size` and `mode`), teacher. `adaptation` > 0: homographic adaptation over that many warps.
@@ -144,7 +199,7 @@ def label_images(images: ImageSet, teacher: Teacher, folder: str | Path, *, size
         if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate) for i, t in zip(ids, tensors)])
         else: scores = teacher.scores(tensors)
         return [dict(id=i, height=t.shape[-2], width=t.shape[-1], **_columns(k), teacher=teacher.name) for i, t, k in zip(ids, tensors, teacher.points(scores))]
-    with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, progress=progress)
+    with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, workers=workers, progress=progress)
 
 def image_generator(seed: int, name: str) -> torch.Generator:
     "A generator of an image's own: its randomness does not depend on which images came before, or on where a run was resumed."
@@ -182,7 +237,7 @@ def _match(teacher: Teacher, match: Matcher, image: Tensor, points: Keypoints, H
     return dict(H=H.flatten().tolist(), **_columns(a), x1=b.xy[:, 0].tolist(), y1=b.xy[:, 1].tolist(), score1=b.scores.tolist(), found=len(points), matched=len(pairs))
 
 def match_images(images: ImageSet, teacher: Teacher, match: Matcher, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, per_image: int = 1,
-                 verify: float = 3.0, seed: int = 0, shard: int = 64, progress: bool = True) -> LabelStore:
+                 verify: float = 3.0, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
     """Matched points of every image and `per_image` random warps of it, into the store at `folder`; resumes.
 
     Columns: id, view (0, 1, … of an image), height, width, H (nine numbers, image → warp), x, y, score in the image, x1, y1, score1 in the warp, `found` keypoints, `matched` before verification.
@@ -196,17 +251,18 @@ def match_images(images: ImageSet, teacher: Teacher, match: Matcher, folder: str
                 H = sample_homography(tuple(image.shape[-2:]), generator)
                 rows.append(dict(id=name, view=k, height=image.shape[-2], width=image.shape[-1], **_match(teacher, match, image, points, H, verify), teacher=teacher.name))
         return rows
-    with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, progress=progress)
+    with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, workers=workers, progress=progress)
 
 # %% ../nbs/06_labels.ipynb #c21-by-settings
 def _teacher(settings: Settings) -> Teacher:
     selection = Selection(settings.max_keypoints, settings.label_nms_radius, settings.label_threshold)
-    return teachers.teacher(settings.teacher, selection, pick_device(settings.device), own_nms=False)
+    device = pick_device(settings.device)
+    with in_turn(): return teachers.teacher(settings.teacher, selection, device, own_nms=False)
 
 def _common(settings: Settings) -> dict:
     "What both kinds of label share."
     batch = settings.label_batch or (1 if pick_device(settings.device).type == "cpu" else 8)
-    return dict(size=settings.size, mode=settings.resize, batch=batch, seed=settings.seed)
+    return dict(size=settings.size, mode=settings.resize, batch=batch, seed=settings.seed, workers=settings.workers)
 
 def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
     "`label_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
@@ -214,6 +270,7 @@ def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
 
 def make_pairs(settings: Settings, folder: str | Path) -> LabelStore:
     "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
-    match = teachers.matcher(settings.matcher, settings.teacher, pick_device(settings.device))
+    device = pick_device(settings.device)
+    with in_turn(): match = teachers.matcher(settings.matcher, settings.teacher, device)
     most = min(filter(None, (settings.limit, settings.pair_limit)), default=0)
     return match_images(open_images(settings.images, most), _teacher(settings), match, folder, per_image=settings.pairs_per_image, verify=settings.verify_px, **_common(settings))

@@ -11,15 +11,21 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from .geometry import valid_mask, warp_image
+from .settings import mean_over_ranks, ranks
 
 # %% auto #0
 __all__ = ['sigmoid_focal', 'penalty_focal', 'huber', 'spatial_log_softmax', 'kl', 'consistency', 'huber_consistency',
            'kl_consistency', 'bernoulli_kl']
 
 # %% ../nbs/09_losses.ipynb #c05-d74d556d
+def _count(marked: Tensor) -> Tensor:
+    "How many pixels are marked, 1 at least. Where several processes learn together it is their mean, so that the mean of their losses is the loss of all their images as one batch."
+    if ranks() > 1 and torch.is_grad_enabled(): return mean_over_ranks(marked.sum().float()).clamp_min(1 / ranks())
+    return marked.sum().clamp_min(1)
+
 def _mean(loss: Tensor, valid: Tensor | None, positives: Tensor) -> Tensor:
     if valid is not None: loss, positives = loss * valid, positives & valid
-    return loss.sum() / positives.sum().clamp_min(1)
+    return loss.sum() / _count(positives)
 
 def sigmoid_focal(logits: Tensor, mask: Tensor, valid: Tensor | None = None, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     "Focal loss (Lin et al. 2017, eq. 5) of logits [B, 1, H, W] on a binary mask, summed over valid pixels, a keypoint."
@@ -38,7 +44,7 @@ def penalty_focal(logits: Tensor, blobs: Tensor, valid: Tensor | None = None, al
 def huber(logits: Tensor, mask: Tensor, valid: Tensor, delta: float = 0.1) -> Tensor:
     "Huber's loss of σ(logits) against a mask in [0, 1], mean over valid pixels. Beyond `delta` linear: at 1 it would be half the squared error everywhere."
     loss = F.huber_loss(logits.float().sigmoid(), mask, reduction="none", delta=delta)
-    return (loss * valid).sum() / valid.sum().clamp_min(1)
+    return (loss * valid).sum() / _count(valid)
 
 def spatial_log_softmax(x: Tensor, valid: Tensor) -> Tensor:
     "Log-softmax of maps [B, 1, H, W] over their valid pixels; 0 (a placeholder) elsewhere."
@@ -77,4 +83,4 @@ def kl_consistency(p, p_warped, m, m_warped, H, temperature: float = 1.0, target
 def bernoulli_kl(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
     "KL(mask ‖ σ(logits)) pixel by pixel for masks strictly between 0 and 1, mean over (valid) pixels: the supervised term of phase 2."
     loss = F.binary_cross_entropy_with_logits(logits.float(), mask, reduction="none") + torch.special.xlog1py(1 - mask, -mask) + torch.xlogy(mask, mask)
-    return loss.mean() if valid is None else (loss * valid).sum() / valid.sum().clamp_min(1)
+    return loss.mean() if valid is None else (loss * valid).sum() / _count(valid)

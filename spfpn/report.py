@@ -122,8 +122,7 @@ def labels_section(out: Path, run: dict) -> str:
     "Numbers of images and keypoints in the label store, for each teacher."
     store = LabelStore(out/"labels")
     if not store.shards: return section("Labels", missing("labels", store.folder/"part-00000.parquet"))
-    labels = store.frame()
-    counts = labels["score"].map(len).groupby(labels["teacher"]).agg(images="count", fewest="min", median="median", most="max")
+    counts = store.summary().groupby("teacher")["points"].agg(images="count", fewest="min", median="median", most="max")
     return section("Labels", figure(table(counts), origin(run, "labels/part-*.parquet", keypoints="a photograph")))
 
 # %% ../nbs/18_report.ipynb #c23-6705ce76

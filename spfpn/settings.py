@@ -5,19 +5,24 @@
 # %% ../nbs/00_settings.ipynb #c03-6d2227f7
 from __future__ import annotations
 
-import configparser, math, os, shutil, typing
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import atexit, configparser, math, os, shutil, typing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from torch import Tensor, distributed
 
 # %% auto #0
 __all__ = ['CHOICES', 'AT_LEAST', 'ABOVE_ZERO', 'TYPES', 'TRUTHS', 'SettingsError', 'Settings', 'project_root', 'settings_file',
-           'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'pick_device', 'FolderError', 'alone', 'replacing']
+           'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'launched', 'pick_device', 'rank', 'ranks',
+           'everyones', 'agreed', 'spread', 'mean_over_ranks', 'in_turn', 'ahead', 'FolderError', 'alone', 'replacing']
 
 # %% ../nbs/00_settings.ipynb #c06-958b4766
 class SettingsError(ValueError):
@@ -29,6 +34,7 @@ class Settings:
     # the run
     seed: int = 0                      # of every generator in the run
     device: str = "auto"               # auto, cpu, cuda, cuda:1, mps
+    workers: int = 2                   # threads that read and prepare images ahead of the network; 0: none. No result depends on it
     # photographs to learn from
     images: str = "samples"            # samples, coco, or a folder
     limit: int = 0                     # at most this many images; 0: all
@@ -115,7 +121,7 @@ CHOICES = dict(resize=("cover", "fit"), teacher=("aliked", "disk", "superpoint",
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=0,
                 pairs_per_image=1, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
-                consistency_weight=0, supervised_weight=0, seed=0, shapes=0, views=2, rotation=0, zoom=1)
+                consistency_weight=0, supervised_weight=0, seed=0, workers=0, shapes=0, views=2, rotation=0, zoom=1)
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 
 def _check(name: str, value):
@@ -183,11 +189,81 @@ def load_profile(name: str = "quick", overrides: dict | None = None) -> Settings
     return Settings.from_mapping({**settings_file()[name], **(overrides or {})})
 
 # %% ../nbs/00_settings.ipynb #c18-5f500270
+def launched() -> bool:
+    "Whether this process is one of several that `accelerate launch` (or torchrun) has started for one run."
+    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+def _join(name: str) -> str:
+    "Meet the other processes of the run; the device called `name`, and where that is CUDA a GPU of one's own."
+    from accelerate import PartialState   # here, because it takes a while and most processes are alone
+    state = PartialState(cpu=not name.startswith("cuda"), timeout=timedelta(hours=12))   # an end that a slow process comes to hours later is no error
+    atexit.register(state.destroy_process_group)
+    return str(state.device) if name.startswith("cuda") else name
+
 def pick_device(name: str = "auto") -> torch.device:
-    "The torch device of that name; `auto`: CUDA, then Apple's MPS, then the CPU. Raises `SettingsError` when it is not there."
+    "The torch device of that name; `auto`: CUDA, then Apple's MPS, then the CPU. In a run of several processes they meet here. Raises `SettingsError` when it is not there."
     if name == "auto": name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if launched(): name = _join(name)
     try: return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error: raise SettingsError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+
+# %% ../nbs/00_settings.ipynb #c19b-several
+def _met() -> bool: return distributed.is_available() and distributed.is_initialized()
+
+def rank() -> int:
+    "The number of this process in its run, from 0."
+    return distributed.get_rank() if _met() else 0
+
+def ranks() -> int:
+    "How many processes the run has."
+    return distributed.get_world_size() if _met() else 1
+
+def everyones(value) -> list:
+    "The `value` of each process, by rank. Nobody goes on before all have given theirs."
+    found = [value] * ranks()
+    if ranks() > 1: distributed.all_gather_object(found, value)
+    return found
+
+def agreed(work: Callable):
+    "The result of `work()`, which the first process does and tells the others; its error is raised in all of them."
+    if ranks() == 1: return work()
+    said = [None]
+    if rank() == 0:
+        try: said = [work()]
+        except Exception as error: said = [error]
+    distributed.broadcast_object_list(said)
+    if isinstance(said[0], Exception): raise said[0]
+    return said[0]
+
+def spread(work: Callable, items) -> list:
+    "`[work(item) for item in items]`, each done by one process and known to all."
+    parts = everyones([work(item) for item in items[rank()::ranks()]])
+    return [parts[i % ranks()][i // ranks()] for i in range(len(items))]
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    "Floats, averaged over the processes."
+    if ranks() == 1: return x
+    x = x.detach().clone()
+    distributed.all_reduce(x)
+    return x / ranks()
+
+def in_turn() -> AbstractContextManager:
+    "A context that the first process of each machine leaves before the others enter it: what is downloaded is downloaded once."
+    if ranks() == 1: return nullcontext()
+    from accelerate import PartialState
+    return PartialState().local_main_process_first()
+
+# %% ../nbs/00_settings.ipynb #c19e-ahead
+def ahead(work: Callable, items: Iterable, workers: int) -> Iterator:
+    "`work(item)` for each item, in order; `workers` threads are at the next ones meanwhile. 0: no thread."
+    if not workers: yield from map(work, items); return
+    pool, waiting = ThreadPoolExecutor(workers), deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > workers: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_settings.ipynb #c21-whole
 class FolderError(OSError):
@@ -195,13 +271,15 @@ class FolderError(OSError):
 
 @contextmanager
 def alone(folder: str | Path) -> Iterator[None]:
-    "Hold the lock of `folder`, which is made if it is missing. Raises `FolderError` at once when somebody else holds it, or when it cannot be written to."
+    "Hold the lock of `folder`, which is made if it is missing; the first process of a run holds it for all. Raises `FolderError` at once when somebody else holds it, or when it cannot be written to."
     lock = FileLock(Path(folder)/".lock")
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout: raise FolderError(f"{folder}: another run is writing there; wait for it, or name another folder with --out") from None
-    except OSError as error: raise FolderError(f"{folder}: cannot be written to ({error.strerror or error}); name another folder with --out") from None
+    def take():
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout: raise FolderError(f"{folder}: another run is writing there; wait for it, or name another folder with --out") from None
+        except OSError as error: raise FolderError(f"{folder}: cannot be written to ({error.strerror or error}); name another folder with --out") from None
+    agreed(take)
     try: yield
     finally: lock.release()
 

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import copy, json, math, time, warnings, zlib
-from functools import lru_cache
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
@@ -26,18 +28,24 @@ from .labels import LabelError, LabelStore, image_generator, points_of
 from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_focal, sigmoid_focal
 from .masks import binary_mask, blob_mask, rank_heights
 from .protocols import nearest_distances, repeatability, shared_points
-from .settings import Settings, alone, pick_device, replacing
+from .settings import Settings, agreed, ahead, alone, in_turn, mean_over_ranks, pick_device, rank, ranks, replacing, spread
 from .shapes import degrade, mixture
 
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'TURNS', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS',
-           'AVERAGE', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'flip', 'random_view',
-           'canvas', 'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate',
-           'steps_per_epoch', 'step_rows', 'Run', 'arithmetic', 'train_step', 'fit', 'recalibrate', 'train_phase1',
-           'phase2_labels', 'train_phase2']
+           'AVERAGE', 'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'flip',
+           'random_view', 'canvas', 'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate',
+           'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share',
+           'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels', 'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
+
+class Rows(Sequence):
+    "The rows of a label store that `numbers` name, in that order, each read when it is asked for."
+    def __init__(self, store: LabelStore, numbers: np.ndarray): self.store, self.numbers = store, numbers
+    def __len__(self) -> int: return len(self.numbers)
+    def __getitem__(self, i): return Rows(self.store, self.numbers[i]) if isinstance(i, slice) else self.store.row(self.numbers[i])
 
 class Examples:
     "Rows of a label store with their images. `train`, `val`: row numbers; an image's rows are all on one side."
@@ -45,13 +53,15 @@ class Examples:
         made, place = store.settings(), images.index()
         if made is None: raise LabelError(f"{store.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb")
         self.size, self.mode = (made["height"], made["width"]), made["resize"]
-        self.rows = [r for r in store.table.to_pylist() if r["id"] in place]
-        if len({r["id"] for r in self.rows}) < 2: raise LabelError(f"{store.folder}: {len(self.rows)} of its labels belong to images of {images.name}; training needs two images or more")
+        found = np.fromiter((place.get(name, -1) for table in store.stream(["id"]) for name in table["id"].to_pylist()), np.int64)   # of each row the number of its image
+        numbers = np.argsort(found, kind="stable")[(found < 0).sum():]
+        labelled = np.unique(found[numbers])
+        if len(labelled) < 2: raise LabelError(f"{store.folder}: {len(numbers)} of its labels belong to images of {images.name}; training needs two images or more")
+        self.rows = Rows(store, numbers)
         load = lru_cache(max(1, CACHE_BYTES // math.prod(self.size)))(lambda i: (images.load(i, self.size, self.mode)[0] * 255).round().byte())
         self.image = lambda row: load(place[row["id"]]).float() / 255
-        held = set(held_back((r["id"] for r in self.rows), val_share))
-        self.val = [i for i, r in enumerate(self.rows) if r["id"] in held]
-        self.train = [i for i, r in enumerate(self.rows) if r["id"] not in held]
+        held = np.isin(found[numbers], [place[name] for name in held_back((images.ids[i] for i in labelled), val_share)])
+        self.val, self.train = np.flatnonzero(held), np.flatnonzero(~held)
 
 # %% ../nbs/15_training.ipynb #c07-55a1741a
 def _draw(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return low + (high - low) * torch.rand(n, generator=generator)
@@ -240,12 +250,12 @@ def watch(model, image: Tensor, row: dict) -> tuple[float, float, float]:
 
 @torch.no_grad()
 def evaluate(model, task, batch: int, most: int = 48) -> dict[str, float]:
-    "Means over at most `most` held-back rows: loss, precision, recall, repeatability. The same examples and noise each time."
+    "Means over at most `most` held-back rows: loss, precision, recall, repeatability. The same examples and noise each time; the processes of a run share them."
     rows = [task.examples.rows[i] for i in task.examples.val[:most]]
     device, mode = next(model.parameters()).device, model.training
     model.eval(); model.low, model.high = task.low, task.high
-    losses = [task.loss(model, _to(task.batch(rows[i:i + batch], torch.Generator().manual_seed(i)), device))["loss"].item() for i in range(0, len(rows), batch)]
-    means = torch.tensor([watch(model, task.examples.image(r), r) for r in rows], dtype=torch.float64).mean(0).tolist()
+    losses = spread(lambda i: task.loss(model, _to(task.batch(rows[i:i + batch], torch.Generator().manual_seed(i)), device))["loss"].item(), range(0, len(rows), batch))
+    means = torch.tensor(spread(lambda row: watch(model, task.examples.image(row), row), rows), dtype=torch.float64).mean(0).tolist()
     model.train(mode)
     return dict(zip(("loss", "precision", "recall", "repeatability"), (sum(losses) / len(losses), *means)))
 
@@ -264,12 +274,25 @@ def rate(step: int, total: int) -> float:
 
 def steps_per_epoch(task, batch: int, repeats: int) -> int: return max(1, len(task.examples.train) * repeats // batch)
 
-def step_rows(task, step: int, batch: int, repeats: int, seed: int) -> list[dict]:
+@lru_cache(2)
+def _order(seed: int, phase: str, epoch: int, rows: int, repeats: int) -> np.ndarray:
+    "Each of the numbers below `rows` `repeats` times, each time in a new order."
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{phase}:{epoch}".encode()))
+    return torch.cat([torch.randperm(rows, generator=generator) for _ in range(repeats)]).numpy()
+
+def step_rows(task, step: int, batch: int, repeats: int, seed: int) -> Rows:
     "The rows of a step. An epoch has each row `repeats` times, each time in a new order, drawn from the seed and the epoch."
     epoch, k = divmod(step, steps_per_epoch(task, batch, repeats))
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{task.name}:{epoch}".encode()))
-    order = torch.cat([torch.randperm(len(task.examples.train), generator=generator) for _ in range(repeats)])
-    return [task.examples.rows[task.examples.train[i]] for i in order[k * batch:(k + 1) * batch]]
+    examples = task.examples
+    chosen = _order(seed, task.name, epoch, len(examples.train), repeats)[k * batch:(k + 1) * batch]
+    return Rows(examples.rows.store, examples.rows.numbers[examples.train[chosen]])
+
+def prepare(task, step: int, batch: int, repeats: int, seed: int) -> dict[str, Tensor]:
+    "This process's share of a step's batch."
+    rows = step_rows(task, step, batch, repeats, seed)
+    def example(place): return task.batch([rows[place]], torch.Generator().manual_seed(zlib.crc32(f"{seed}:{task.name}:{step}:{place}".encode())))
+    examples = [example(place) for place in range(rank(), len(rows), ranks())]
+    return {name: torch.cat([e[name] for e in examples]) for name in examples[0]}
 
 # %% ../nbs/15_training.ipynb #c18-34c39012
 class Run:
@@ -307,10 +330,10 @@ class Run:
         for mean, new in zip(self.average.state_dict().values(), self.model.state_dict().values()):
             mean.lerp_(new, 1 - decay) if mean.is_floating_point() else mean.copy_(new)
 
-    def note(self, epoch: float, split: str, writer: SummaryWriter, **values: float):
+    def note(self, epoch: float, split: str, writer: SummaryWriter | None, **values: float):
         for name, value in values.items():
             self.log.append(dict(step=self.step, epoch=epoch, split=split, name=name, value=value))
-            writer.add_scalar(f"{name}/{split}", value, self.step)
+            if writer: writer.add_scalar(f"{name}/{split}", value, self.step)
 
     def write_log(self):
         with replacing(self.folder/"log.parquet") as beside: pd.DataFrame(self.log).to_parquet(beside)
@@ -324,19 +347,29 @@ def arithmetic(device: torch.device, precision: str) -> torch.autocast:
     "The context of a forward pass: bfloat16 where `precision` asks for it, `auto` on CUDA alone."
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and device.type == "cuda"))
 
-def train_step(run: Run, task, rows: list[dict], seed: int, lr: float, device, usual: float | None = None, precision: str = "auto") -> dict[str, float]:
-    "One optimizer step on `rows`; returns the loss's terms."
-    batch = _to(task.batch(rows, torch.Generator().manual_seed(zlib.crc32(f"{seed}:{task.name}:{run.step}".encode()))), device)
-    with arithmetic(device, precision): terms = task.loss(run.model, batch)
-    _guard(terms["loss"].item(), usual, run)
+@torch.no_grad()
+def share(model):
+    "Average gradients and running statistics over the processes of the run: then all of them take the same step."
+    if ranks() == 1: return
+    tensors = [p.grad for p in model.parameters() if p.grad is not None] + [b for b in model.buffers() if b.is_floating_point()]
+    means = mean_over_ranks(torch.cat([t.flatten() for t in tensors])).split([t.numel() for t in tensors])
+    for t, mean in zip(tensors, means): t.copy_(mean.view(t.shape))
+
+def train_step(run: Run, task, batch: dict[str, Tensor], lr: float, usual: float | None = None, precision: str = "auto") -> dict[str, float]:
+    "One optimizer step on this process's share of a batch; returns the loss's terms, of the whole batch."
+    device = next(run.model.parameters()).device
+    with arithmetic(device, precision): terms = task.loss(run.model, _to(batch, device))
+    values = dict(zip(terms, mean_over_ranks(torch.stack([v.detach() for v in terms.values()])).tolist()))
+    _guard(values["loss"], usual, run)
     run.optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
+    share(run.model)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
     for group in run.optimizer.param_groups: group["lr"] = lr
     run.optimizer.step()
     run.follow()
     run.step += 1
-    return {k: v.item() for k, v in terms.items()}
+    return values
 
 @torch.no_grad()
 def _picture_predictions(run: Run, task, epoch: int):
@@ -346,35 +379,46 @@ def _picture_predictions(run: Run, task, epoch: int):
     pictures = [heat(run.average.heatmap(image[None].to(device))[0].cpu(), image) for image in shown]
     with replacing(run.folder/"predictions"/f"epoch_{epoch:03d}.png") as beside: side_by_side(pictures).save(beside, "PNG")
 
-def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter, meta: dict):
+def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter | None, meta: dict):
+    "Look at the held-back images, all processes together; write down what was seen, the first one alone."
     run.note(epoch, "train", writer, **pd.DataFrame(run.terms).mean().to_dict())
     run.terms = []
     watched = evaluate(run.average, task, batch)
     run.note(epoch, "val", writer, **watched)
     facts = dict(phase=task.name, step=run.step, epoch=epoch, watched=watched, **meta)
-    if watched["repeatability"] > run.best:
-        run.best = watched["repeatability"]
-        student.save(run.average, run.folder/"best.safetensors", **facts)
+    better, run.best = watched["repeatability"] > run.best, max(watched["repeatability"], run.best)
+    if rank() > 0: return
+    if better: student.save(run.average, run.folder/"best.safetensors", **facts)
     student.save(run.average, run.folder/"last.safetensors", **facts)
     _picture_predictions(run, task, epoch)
     run.write_log(); run.save()
 
-def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", meta: dict | None = None, progress: bool = True) -> Path:
+def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", workers: int = 2, meta: dict | None = None, progress: bool = True) -> Path:
     "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped. Returns best.safetensors. Raises `TrainingError`."
-    run = Run(model.to(device, memory_format=torch.channels_last), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
+    model.load_state_dict(agreed(model.state_dict))
+    of_a_step = len(step_rows(task, 0, batch, repeats, seed))
+    if of_a_step % ranks(): raise TrainingError(f"{ranks()} processes cannot share the {of_a_step} examples of a step equally. Choose a batch that is a multiple of {ranks()}")
+    # the gradient of torch's InstanceNorm (2.14, CPU) is wrong for one image alone in channels_last
+    layout = torch.channels_last if of_a_step > ranks() else torch.contiguous_format
+    run = Run(model.to(device, memory_format=layout), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
     model.train(); model.low, model.high = task.low, task.high
     per_epoch = steps_per_epoch(task, batch, repeats)
-    writer, saved = SummaryWriter(run.folder/"tensorboard", purge_step=run.step), time.monotonic()
-    with writer, tqdm(total=epochs * per_epoch, initial=run.step, unit="step", desc=task.name, disable=not progress) as bar:
-        while run.step < epochs * per_epoch:
+    total = epochs * per_epoch
+    batches = ahead(partial(prepare, task, batch=batch, repeats=repeats, seed=seed), range(run.step, total), workers)
+    started = saved = asked = time.monotonic()
+    waited = 0.0
+    with SummaryWriter(run.folder/"tensorboard", purge_step=run.step) if rank() == 0 else nullcontext() as writer, tqdm(total=total, initial=run.step, unit="step", desc=task.name, disable=not progress or rank() > 0) as bar:
+        for prepared in batches:
+            waited += time.monotonic() - asked
             usual = sum(t["loss"] for t in run.terms[-20:]) / len(run.terms[-20:]) if run.terms else None
-            run.terms.append(train_step(run, task, step_rows(task, run.step, batch, repeats, seed), seed, lr * rate(run.step, epochs * per_epoch), device, usual, precision))
-            bar.update(); bar.set_postfix(loss=f"{run.terms[-1]['loss']:.4f}")
+            run.terms.append(train_step(run, task, prepared, lr * rate(run.step, total), usual, precision))
+            bar.update(); bar.set_postfix(loss=f"{run.terms[-1]['loss']:.4f}", waited=f"{waited / (time.monotonic() - started):.0%}")
             if run.step % per_epoch == 0:
                 _end_epoch(run, task, run.step // per_epoch, batch, writer, meta or {})
                 saved = time.monotonic()
-            elif time.monotonic() - saved > SAVE_SECONDS: run.save(); saved = time.monotonic()
-    if not (run.folder/"best.safetensors").is_file(): raise TrainingError(f"{run.folder}: nothing was trained; set epochs to 1 or more")
+            elif rank() == 0 and time.monotonic() - saved > SAVE_SECONDS: run.save(); saved = time.monotonic()
+            asked = time.monotonic()
+    if not agreed((run.folder/"best.safetensors").is_file): raise TrainingError(f"{run.folder}: nothing was trained; set epochs to 1 or more")
     return run.folder/"best.safetensors"
 
 # %% ../nbs/15_training.ipynb #c24b-5d0f6a11
@@ -397,21 +441,22 @@ def recalibrate(model, images: Tensor, masks: Tensor):
 # %% ../nbs/15_training.ipynb #c25-3eb50bf2
 def _meta(settings: Settings) -> dict:
     "The settings that decide the outcome, as a checkpoint carries them."
-    return dict(settings={k: v for k, v in settings.to_dict().items() if k not in ("device", "sequences", "sequence_limit", "frames", "detectors", "protocols", "images")})
+    return dict(settings={k: v for k, v in settings.to_dict().items() if k not in ("device", "workers", "sequences", "sequence_limit", "frames", "detectors", "protocols", "images")})
 
 def _common(settings: Settings) -> dict:
     "What both phases hand to `fit`."
-    return dict(batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), precision=settings.precision, meta=_meta(settings))
+    return dict(batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), precision=settings.precision, workers=settings.workers, meta=_meta(settings))
 
 def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 1 on the labels in a store, from the backbone's weights or the checkpoint `phase1_start` (a path, or the name of a shipped one); returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
-    task = Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings)
+    common, task = _common(settings), Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings)
     torch.manual_seed(settings.seed)
     if settings.phase1_start:
         model = student.load(shipped().get(settings.phase1_start, settings.phase1_start))
         if model.low: raise TrainingError(f"phase1_start={settings.phase1_start}: a checkpoint of phase 2, with background {model.low}; phase 1 goes on from one of phase 1")
-    else: model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, levels=settings.levels, pretrained=settings.pretrained)
-    with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **_common(settings), progress=progress)
+    else:
+        with in_turn(): model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, levels=settings.levels, pretrained=settings.pretrained)
+    with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **common, progress=progress)
 
 def phase2_labels(settings: Settings, out: str | Path) -> Path:
     "Where in a run's folder phase 2 finds its examples: matched pairs, or for agreement the photographs that have labels."
@@ -419,9 +464,9 @@ def phase2_labels(settings: Settings, out: str | Path) -> Path:
 
 def train_phase2(settings: Settings, examples: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 2 on the examples in a store (`phase2_labels`), from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
-    agreement = settings.phase2_loss == "agreement"
+    agreement, options = settings.phase2_loss == "agreement", _common(settings)
     task = (Agreement if agreement else Phase2)(Examples(open_images(settings.images, settings.limit), LabelStore(examples), settings.val_share), settings)
-    model, options = student.load(start), _common(settings)
+    model = student.load(start)
     if agreement:
         if model.low: raise TrainingError(f"{start}: has the background {model.low}, from a phase 2 on pairs; agreement goes on from a checkpoint of phase 1")
         options["batch"] = max(1, settings.batch // settings.views)
@@ -429,3 +474,4 @@ def train_phase2(settings: Settings, examples: str | Path, start: str | Path, fo
         first = task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
         recalibrate(model, first["images"], first["masks"])
     with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **options, progress=progress)
+

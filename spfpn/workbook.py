@@ -13,7 +13,7 @@ import nbformat
 from filelock import FileLock
 from rich.console import Console
 
-from .settings import Settings, SettingsError, alone, outputs_dir, pick_device, project_root, replacing
+from .settings import Settings, SettingsError, alone, launched, outputs_dir, pick_device, project_root, replacing
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PRODUCTS', 'WorkbookError', 'read_run', 'record', 'installed', 'git_commit', 'run_info',
@@ -97,7 +97,7 @@ def plan(notebooks: list[Path], settings: Settings) -> list[tuple[Path, dict, st
     steps, before = [], ""
     for notebook in notebooks:
         parameters = parameters_of(notebook, settings)
-        before = fingerprint(notebook, parameters, before)
+        before = fingerprint(notebook, {k: v for k, v in parameters.items() if k != "workers"}, before)   # no result depends on it
         steps.append((notebook, parameters, before))
     return steps
 
@@ -172,8 +172,9 @@ def run_workbook(
 ) -> Path:                           # the run's folder
     """Execute the workbook's notebooks in order, skipping those that are done.
 
-    Raises `WorkbookError` when a notebook fails or when there are none, `FolderError` when another run uses the folder.
+    Raises `WorkbookError` when a notebook fails, when there are none, or among several processes, `FolderError` when another run uses the folder.
     """
+    if launched(): raise WorkbookError("a workbook runs in one process, and this is one of several: use `spfpn label` and `spfpn train` with accelerate launch, and this without it")
     say = Console(soft_wrap=True, highlight=False).print
     out, steps = run_folder(name, outputs), plan(workbook_notebooks(notebooks), settings)
     with alone(out):
