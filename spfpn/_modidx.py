@@ -556,6 +556,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'spfpn.training.Phase1.__init__': ('training.html#phase1.__init__', 'spfpn/training.py'),
                                 'spfpn.training.Phase1.against': ('training.html#phase1.against', 'spfpn/training.py'),
                                 'spfpn.training.Phase1.batch': ('training.html#phase1.batch', 'spfpn/training.py'),
+                                'spfpn.training.Phase1.logits': ('training.html#phase1.logits', 'spfpn/training.py'),
                                 'spfpn.training.Phase1.look': ('training.html#phase1.look', 'spfpn/training.py'),
                                 'spfpn.training.Phase1.loss': ('training.html#phase1.loss', 'spfpn/training.py'),
                                 'spfpn.training.Phase1.mask': ('training.html#phase1.mask', 'spfpn/training.py'),

@@ -145,30 +145,32 @@ class Phase1:
         return [(self.settings.mirror and torch.rand((), generator=generator).item() < 0.5, False) for _ in range(views)]
 
     def look(self, rows: list[dict], generator: torch.Generator, views: int = 1) -> dict[str, Tensor]:
-        "So many random views `H` of each photograph, and canvases after them: images, where loss counts, and `masks`, which only canvases have yet."
+        "So many random views `H` of each photograph: images, and where loss counts; and `shapes` canvases for each view, on the average."
         s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
         H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, *turned) for _ in rows for turned in self.turns(views, generator)])
         photographs = torch.stack([self.examples.image(r) for r in rows]).repeat_interleave(views, 0)
-        seen = photometric(warp_image(photographs, H, out), generator), valid_mask(H, size, out, erode=ERODE), torch.zeros(len(H), 1, *out)
-        drawn = [canvas(out, s.seed, s.phase1_sigma, generator) for _ in range(s.shapes)]
-        return dict(H=H) | dict(zip(("images", "valid", "masks"), (torch.cat(parts) for parts in zip(seen, *drawn))))
+        images, none = photometric(warp_image(photographs, H, out), generator), torch.zeros(0, 1, *out)
+        drawn = [canvas(out, s.seed, s.phase1_sigma, generator) for _ in H if s.shapes and torch.rand((), generator=generator) < s.shapes]
+        figures = zip(("figures", "figures_valid", "figures_masks"), zip((none, none.bool(), none), *drawn))
+        return dict(H=H, images=images, valid=valid_mask(H, size, out, erode=ERODE)) | {name: torch.cat(parts) for name, parts in figures}
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
         b = self.look(rows, generator)
-        b["masks"][:len(rows)] = torch.stack([self.mask(warp_points(points_of(r), H), b["images"].shape[-2:]) for r, H in zip(rows, b["H"])])
-        return b
+        return b | dict(masks=torch.stack([self.mask(warp_points(points_of(r), H), b["images"].shape[-2:]) for r, H in zip(rows, b["H"])]))
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
-    def against(self, logits: Tensor, masks: Tensor, valid: Tensor, n: int) -> dict[str, Tensor]:
-        "The loss on `n` views and that on the canvases after them, as much worth: a photograph has hundreds of keypoints, a figure ten corners."
-        loss = self.LOSSES[self.settings.phase1_loss]
-        photographs = loss(logits[:n], masks[:n], valid[:n])
-        if n == len(logits): return dict(loss=photographs)
-        figures = loss(logits[n:], masks[n:], valid[n:])
+    def against(self, logits: Tensor, masks: Tensor, valid: Tensor, b: dict[str, Tensor]) -> dict[str, Tensor]:
+        "The loss on views, and that on the canvases after them, as much worth: a photograph has hundreds of keypoints, a figure ten corners."
+        loss, n = self.LOSSES[self.settings.phase1_loss], len(masks)
+        photographs = loss(logits[:n], masks, valid)
+        if not self.settings.shapes: return dict(loss=photographs)
+        figures = loss(logits[n:], b["figures_masks"], b["figures_valid"])
         return dict(loss=photographs + figures, photographs=photographs, figures=figures)
 
-    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]: return self.against(model(b["images"]), b["masks"], b["valid"], len(b["H"]))
+    def logits(self, model, b: dict[str, Tensor]) -> Tensor: return model(torch.cat((b["images"], b.get("figures", b["images"][:0]))))
+
+    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]: return self.against(self.logits(model, b), b["masks"], b["valid"], b)
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2:
@@ -225,10 +227,10 @@ class Agreement(Phase1):
         return [k.xy for k in points], valid & shared
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits, masks, valid, H = model(b["images"]), b["masks"].clone(), b["valid"].clone(), b["H"]
-        points, valid[:len(H)] = self.agreed(logits[:len(H)], b["valid"][:len(H)], H)
-        masks[:len(H)] = torch.stack([self.mask(warp_points(points[i // self.settings.views], h), logits.shape[-2:]) for i, h in enumerate(H)])
-        return self.against(logits, masks, valid, len(H))
+        logits, H = self.logits(model, b), b["H"]
+        points, valid = self.agreed(logits[:len(H)], b["valid"], H)
+        masks = torch.stack([self.mask(warp_points(points[i // self.settings.views], h), logits.shape[-2:]) for i, h in enumerate(H)])
+        return self.against(logits, masks, valid, b)
 
 # %% ../nbs/15_training.ipynb #c14-8c7fd6cc
 WATCH = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
