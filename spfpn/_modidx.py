@@ -105,7 +105,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'spfpn.export._checked': ('export.html#_checked', 'spfpn/export.py'),
                               'spfpn.export._chosen': ('export.html#_chosen', 'spfpn/export.py'),
                               'spfpn.export._extra': ('export.html#_extra', 'spfpn/export.py'),
-                              'spfpn.export._padding': ('export.html#_padding', 'spfpn/export.py'),
                               'spfpn.export._pixels': ('export.html#_pixels', 'spfpn/export.py'),
                               'spfpn.export._read': ('export.html#_read', 'spfpn/export.py'),
                               'spfpn.export._run_onnx': ('export.html#_run_onnx', 'spfpn/export.py'),

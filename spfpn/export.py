@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
-from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -62,15 +61,10 @@ class Exported(nn.Module):
         return (heatmap, *best(heatmap, self.selection)) if self.selection else (heatmap,)
 
 # %% ../nbs/20_export.ipynb #ex09
-def _padding(size) -> tuple:
-    "`model._padding` in whole numbers, which a trace can keep as symbols; none of them negative, because ONNX rounds towards zero."
-    down, right = (torch.sym_max((n + student.CELL - 1) // student.CELL * student.CELL, student.SMALLEST) - n for n in size)
-    return 0, right, 0, down
-
 def trace(model: student.SPFPN, selection: Selection | None = None) -> torch.export.ExportedProgram:
     "The student, with the choice of keypoints when there is a `selection`, as a graph for any batch, height and width."
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    with patch.object(student, "_padding", _padding), symbols.patch(backed_size_oblivious=True):
+    with symbols.patch(backed_size_oblivious=True):
         return torch.export.export(Exported(model, selection).eval(), (torch.rand(2, 1, 96, 128),), dynamic_shapes={"image": free}, strict=False)
 
 # %% ../nbs/20_export.ipynb #ex10
