@@ -32,9 +32,9 @@ from .settings import Settings, agreed, ahead, alone, in_turn, mean_over_ranks, 
 from .shapes import degrade, mixture
 
 # %% auto #0
-__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'MERGE', 'TURNS', 'WATCH', 'CLIP', 'WARM_UP',
-           'SAVE_SECONDS', 'AVERAGE', 'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop',
-           'flip', 'random_view', 'canvas', 'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate',
+__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'TURNS', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS',
+           'AVERAGE', 'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'flip',
+           'random_view', 'canvas', 'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate',
            'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share',
            'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels', 'train_phase2']
 
@@ -202,7 +202,6 @@ class Phase2:
 
 # %% ../nbs/15_training.ipynb #c11b-agree002
 FAINT = 0.01   # a lower peak of the average is no keypoint
-MERGE = 2.0    # px: so far the average is smoothed before its peaks are taken
 TURNS = (False, False), (True, True), (True, False), (False, True)   # neighbours are opposite
 
 class Agreement(Phase1):
@@ -220,9 +219,7 @@ class Agreement(Phase1):
         seen = valid_mask(back, out, size) & (warp_image(valid.float(), back, size) > 0.999)
         scores = warp_image(logits.float().sigmoid(), back, size) * seen
         total, visits = (x.unflatten(0, (-1, s.views)).sum(1) for x in (scores, seen))
-        side = 2 * math.ceil(3 * MERGE) + 1
-        mean = gaussian_blur2d(total / visits.clamp_min(1) * (visits > 1), (side, side), (MERGE, MERGE))
-        points = extract(mean, Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))
+        points = extract(total / visits.clamp_min(1) * (visits > 1), Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))
         shared = warp_image((visits > 1).float().repeat_interleave(s.views, 0), H, out) > 0.999
         return [k.xy for k in points], valid & shared
 
