@@ -548,7 +548,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'spfpn.training.Agreement.agreed': ('training.html#agreement.agreed', 'spfpn/training.py'),
                                 'spfpn.training.Agreement.batch': ('training.html#agreement.batch', 'spfpn/training.py'),
                                 'spfpn.training.Agreement.loss': ('training.html#agreement.loss', 'spfpn/training.py'),
-                                'spfpn.training.Agreement.turns': ('training.html#agreement.turns', 'spfpn/training.py'),
                                 'spfpn.training.Examples': ('training.html#examples', 'spfpn/training.py'),
                                 'spfpn.training.Examples.__init__': ('training.html#examples.__init__', 'spfpn/training.py'),
                                 'spfpn.training.Phase1': ('training.html#phase1', 'spfpn/training.py'),

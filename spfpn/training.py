@@ -32,11 +32,11 @@ from .settings import Settings, agreed, ahead, alone, in_turn, mean_over_ranks, 
 from .shapes import degrade, mixture
 
 # %% auto #0
-__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'TURNS', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS',
-           'AVERAGE', 'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'flip',
-           'random_view', 'canvas', 'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate',
-           'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share',
-           'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels', 'train_phase2']
+__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE',
+           'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'flip', 'random_view', 'canvas',
+           'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate',
+           'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share', 'train_step', 'fit', 'recalibrate',
+           'train_phase1', 'phase2_labels', 'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -202,32 +202,30 @@ class Phase2:
 
 # %% ../nbs/15_training.ipynb #c11b-agree002
 FAINT = 0.01   # a lower peak of the average is no keypoint
-TURNS = (False, False), (True, True), (True, False), (False, True)   # neighbours are opposite
 
 class Agreement(Phase1):
     "Views of photographs: a keypoint is what the student itself finds in all of them."
     name = "phase2"
 
-    def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]: return self.look(rows, generator, self.settings.views)
-
-    def turns(self, views: int, generator: torch.Generator) -> list[tuple[bool, bool]]: return [TURNS[k % len(TURNS)] for k in range(views)]
+    def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
+        "`said` [B, 1, H, W]: the teacher's mask of each photograph."
+        return self.look(rows, generator, self.settings.views) | dict(said=torch.stack([self.mask(points_of(r), self.examples.size) for r in rows]))
 
     @torch.no_grad()
-    def agreed(self, logits: Tensor, valid: Tensor, H: Tensor) -> tuple[list[Tensor], Tensor]:
-        "Keypoints [N, 2] of the photographs, best first, and of the views the pixels [V, 1, H, W] that another view sees as well."
-        size, out, back, s = self.examples.size, tuple(logits.shape[-2:]), torch.linalg.inv(H), self.settings
-        seen = valid_mask(back, out, size) & (warp_image(valid.float(), back, size) > 0.999)
+    def agreed(self, logits: Tensor, valid: Tensor, H: Tensor, said: Tensor) -> list[Tensor]:
+        "Keypoints [N, 2] of the photographs, best first: peaks of the mean over the views that see a pixel, or of what the teacher `said` where only one does."
+        size, back, s = self.examples.size, torch.linalg.inv(H), self.settings
+        seen = valid_mask(back, tuple(logits.shape[-2:]), size) & (warp_image(valid.float(), back, size) > 0.999)
         scores = warp_image(logits.float().sigmoid(), back, size) * seen
         total, visits = (x.unflatten(0, (-1, s.views)).sum(1) for x in (scores, seen))
-        points = extract(total / visits.clamp_min(1) * (visits > 1), Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))
-        shared = warp_image((visits > 1).float().repeat_interleave(s.views, 0), H, out) > 0.999
-        return [k.xy for k in points], valid & shared
+        mean = torch.where(visits > 1, total / visits.clamp_min(1), said)
+        return [k.xy for k in extract(mean, Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))]
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         logits, H = self.logits(model, b), b["H"]
-        points, valid = self.agreed(logits[:len(H)], b["valid"], H)
+        points = self.agreed(logits[:len(H)], b["valid"], H, b["said"])
         masks = torch.stack([self.mask(warp_points(points[i // self.settings.views], h), logits.shape[-2:]) for i, h in enumerate(H)])
-        return self.against(logits, masks, valid, b)
+        return self.against(logits, masks, b["valid"], b)
 
 # %% ../nbs/15_training.ipynb #c14-8c7fd6cc
 WATCH = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
