@@ -61,7 +61,7 @@ class Settings:
     # the student
     backbone: str = "mobilenetv3_small_100"
     pretrained: bool = True            # ImageNet weights for the backbone, when they can be had
-    head: str = "shuffle"              # shuffle; light: twice as fast in PyTorch; or bicubic: the paper's
+    head: str = "shuffle"              # shuffle; light: two thirds of its time; or bicubic: the paper's
     fpn_channels: int = 32             # the paper's student has 128
     levels: int = 4                    # of the pyramid, strides 4 to 32; fewer leave out the backbone's deep stages
     # phase 1
