@@ -78,12 +78,11 @@ def run(profile: Profile = "quick", parameters: Parameters = None,
 # %% ../nbs/19_cli.ipynb #c13-09af067a
 @app.command()
 def label(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None):
-    "Run the teacher over the images: OUT/labels, and OUT/pairs unless phase 2 does without."
+    "Run the teacher over the images: OUT/labels and OUT/pairs (none for pairs_per_image=0)."
     from spfpn.labels import make_labels, make_pairs
-    from spfpn.training import phase2_labels
     settings = _settings(profile, parameters)
     make_labels(settings, out/"labels")
-    if (store := phase2_labels(settings, out)) == out/"pairs": make_pairs(settings, store)
+    if settings.pairs_per_image: make_pairs(settings, out/"pairs")
 
 # %% ../nbs/19_cli.ipynb #c14-7639f7c7
 train = typer.Typer(no_args_is_help=True, help="Train the student: phase1 from labels, phase2 from pairs.")

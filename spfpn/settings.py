@@ -55,7 +55,7 @@ class Settings:
     label_batch: int = 0               # images that the teacher sees at once; 0: one on a processor, whose caches hold no more, eight elsewhere
     # matched pairs
     matcher: str = "lightglue"         # lightglue, or nearest: mutual nearest neighbours
-    pairs_per_image: int = 1
+    pairs_per_image: int = 1           # 0: none; agreement needs none
     pair_limit: int = 0                # pairs of at most this many images; 0: of all
     verify_px: float = 3.0             # drop matches farther than this from the known homography; 0: keep all
     # the student
@@ -120,7 +120,7 @@ CHOICES = dict(resize=("cover", "fit"), teacher=("aliked", "disk", "superpoint",
                phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "agreement"),
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=0,
-                pairs_per_image=1, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
+                pairs_per_image=0, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
                 consistency_weight=0, supervised_weight=0, seed=0, workers=0, shapes=0, views=2, rotation=0, zoom=1)
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 

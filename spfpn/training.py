@@ -462,6 +462,7 @@ def phase2_labels(settings: Settings, out: str | Path) -> Path:
 def train_phase2(settings: Settings, examples: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 2 on the examples in a store (`phase2_labels`), from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     agreement, options = settings.phase2_loss == "agreement", _common(settings)
+    if not (agreement or settings.pairs_per_image): raise TrainingError(f"pairs_per_image=0: there are no pairs, and phase2_loss={settings.phase2_loss} learns from them. Set phase2_loss=agreement, or label with pairs_per_image=1")
     task = (Agreement if agreement else Phase2)(Examples(open_images(settings.images, settings.limit), LabelStore(examples), settings.val_share), settings)
     model = student.load(start)
     if agreement:

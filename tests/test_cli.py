@@ -102,13 +102,15 @@ def test_label_and_train_leave_a_student(tmp_path):
 
 
 def test_agreement_does_without_pairs_and_goes_on_from_phase_1_alone(tmp_path):
-    few = [x for p in ("limit=3", "height=64", "width=96", "max_keypoints=50", "batch=4", "views=2", "shapes=1", "repeats=1", "fpn_channels=8", "phase1_start=", "phase1_epochs=1", "phase2_epochs=1", "phase2_loss=agreement") for x in ("-p", p)]
+    few = [x for p in ("limit=3", "height=64", "width=96", "max_keypoints=50", "batch=4", "views=2", "shapes=1", "repeats=1", "fpn_channels=8", "phase1_start=", "phase1_epochs=1", "phase2_epochs=1", "phase2_loss=agreement", "pairs_per_image=0") for x in ("-p", p)]
     for command in (("label",), ("train", "phase1"), ("train", "phase2")):
         result = call(*command, "--out", tmp_path, *few)
         assert result.exit_code == 0, result.output
     assert not (tmp_path/"pairs").exists()
     agreed = load(tmp_path/"phase2"/"best.safetensors")
     assert (agreed.low, agreed.high) == (0, 1), "the scale of phase 1"
+    without = call("train", "phase2", "--out", tmp_path, *few, "-p", "phase2_loss=kl")
+    assert without.exit_code == 1 and "phase2_loss=kl learns from them" in without.output
     agreed.low, agreed.high = 0.1, 0.9
     save(agreed, tmp_path/"paired.safetensors")
     refused = call("train", "phase2", "--out", tmp_path, "--start", tmp_path/"paired.safetensors", *few)
