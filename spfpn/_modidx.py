@@ -427,6 +427,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'spfpn.settings.SettingsError': ('settings.html#settingserror', 'spfpn/settings.py'),
                                 'spfpn.settings._check': ('settings.html#_check', 'spfpn/settings.py'),
                                 'spfpn.settings._join': ('settings.html#_join', 'spfpn/settings.py'),
+                                'spfpn.settings._leave': ('settings.html#_leave', 'spfpn/settings.py'),
                                 'spfpn.settings._met': ('settings.html#_met', 'spfpn/settings.py'),
                                 'spfpn.settings._parse': ('settings.html#_parse', 'spfpn/settings.py'),
                                 'spfpn.settings._parsed': ('settings.html#_parsed', 'spfpn/settings.py'),

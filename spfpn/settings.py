@@ -193,11 +193,18 @@ def launched() -> bool:
     "Whether this process is one of several that `accelerate launch` (or torchrun) has started for one run."
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
+def _leave(state):
+    "Together, where it can be had within ten seconds: the first one takes the meeting place with it."
+    with suppress(RuntimeError):
+        if _met() and distributed.get_backend() == "gloo": distributed.monitored_barrier(timeout=timedelta(seconds=10))
+    state.destroy_process_group()
+
 def _join(name: str) -> str:
     "Meet the other processes of the run; the device called `name`, and where that is CUDA a GPU of one's own."
     from accelerate import PartialState   # here, because it takes a while and most processes are alone
+    first = not _met()
     state = PartialState(cpu=not name.startswith("cuda"), timeout=timedelta(hours=12))   # an end that a slow process comes to hours later is no error
-    atexit.register(state.destroy_process_group)
+    if first: atexit.register(_leave, state)
     return str(state.device) if name.startswith("cuda") else name
 
 def pick_device(name: str = "auto") -> torch.device:
