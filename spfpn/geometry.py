@@ -13,8 +13,8 @@ from kornia.geometry.transform import warp_perspective
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['warp_points', 'corners', 'inside', 'resize_matrix', 'translation', 'cover_matrix', 'resize_image', 'warp_image',
-           'pixel_grid', 'valid_mask', 'homography', 'sample_homography', 'overlap']
+__all__ = ['warp_points', 'corners', 'inside', 'resize_matrix', 'translation', 'flip', 'cover_matrix', 'resize_image',
+           'warp_image', 'pixel_grid', 'valid_mask', 'homography', 'sample_homography', 'overlap']
 
 # %% ../nbs/01_geometry.ipynb #c06-fed212c3
 def warp_points(xy: Tensor, H: Tensor) -> Tensor:
@@ -46,6 +46,11 @@ def resize_matrix(size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
 def translation(x: float, y: float) -> Tensor:
     "The homography that moves points by (x, y): [3, 3] float64."
     return torch.tensor([[1, 0, x], [0, 1, y], [0, 0, 1]], dtype=torch.float64)
+
+def flip(size: tuple[int, int], across: bool, down: bool) -> Tensor:
+    "The homography that turns an image of `size` over, left to right (`across`) or upside down (`down`): [3, 3] float64."
+    (h, w), (x, y) = size, (1 - 2 * across, 1 - 2 * down)
+    return torch.tensor([[x, 0, (w - 1) * across], [0, y, (h - 1) * down], [0, 0, 1]], dtype=torch.float64)
 
 # %% ../nbs/01_geometry.ipynb #c12-3e083c1c
 def _scaled(size: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:

@@ -83,7 +83,7 @@ class Settings:
     batch: int = 16
     rotation: float = 30.0             # of random views, degrees either way
     zoom: float = 1.6                  # of random views, so many times larger or smaller
-    mirror: bool = False               # half of phase 1's views: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
+    mirror: bool = False               # half of phase 1's views (agreement's always): not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
     shapes: float = 0.0                # canvases of four synthetic figures to a random view; .125: one to eight
     crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32

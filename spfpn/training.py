@@ -21,7 +21,7 @@ from tqdm import tqdm
 from . import model as student
 from .detectors import shipped
 from .figures import heat, side_by_side
-from .geometry import corners, inside, sample_homography, translation, valid_mask, warp_image, warp_points
+from .geometry import corners, flip, inside, sample_homography, translation, valid_mask, warp_image, warp_points
 from .images import ImageSet, held_back, open_images
 from .keypoints import Keypoints, Selection, extract
 from .labels import LabelError, LabelStore, image_generator, points_of
@@ -33,7 +33,7 @@ from .shapes import degrade, mixture
 
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE',
-           'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'flip', 'random_view', 'canvas',
+           'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'canvas',
            'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate',
            'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share', 'train_step', 'fit', 'recalibrate',
            'train_phase1', 'phase2_labels', 'train_phase2']
@@ -99,11 +99,6 @@ def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
 # %% ../nbs/15_training.ipynb #c09-8d1c440b
 ERODE = 4   # px: no loss where a receptive field sees mostly the edge of a warp
 
-def flip(size: tuple[int, int], across: bool, down: bool) -> Tensor:
-    "The homography [3, 3] that turns an image of `size` over, left to right or upside down."
-    (h, w), (x, y) = size, (1 - 2 * across, 1 - 2 * down)
-    return torch.tensor([[x, 0, (w - 1) * across], [0, y, (h - 1) * down], [0, 0, 1]], dtype=torch.float64)
-
 def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator, rotation: float = 30, zoom: float = 1.6) -> Tensor:
     "The homography [3, 3] from an image of `size` to a window of size `out` of a random view of it: turned by up to `rotation` degrees, up to `zoom` times larger or smaller."
     view = sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom), perspective=0.2, min_overlap=0.4)
@@ -140,14 +135,11 @@ class Phase1:
         if s.phase1_loss == "focal": return binary_mask(xy, size)
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
-    def turns(self, views: int, generator: torch.Generator) -> list[tuple[bool, bool]]:
-        "How the views of a photograph are turned over: with `mirror` left to right, half the time."
-        return [(self.settings.mirror and torch.rand((), generator=generator).item() < 0.5, False) for _ in range(views)]
-
-    def look(self, rows: list[dict], generator: torch.Generator, views: int = 1) -> dict[str, Tensor]:
-        "So many random views `H` of each photograph: images, and where loss counts; and `shapes` canvases for each view, on the average."
+    def look(self, rows: list[dict], generator: torch.Generator, views: int, mirror: bool) -> dict[str, Tensor]:
+        "So many random views `H` of each photograph, with `mirror` half of them mirrored: images, and where loss counts; and `shapes` canvases for each view, on the average."
         s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
-        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, *turned) for _ in rows for turned in self.turns(views, generator)])
+        mirrored = mirror & (torch.rand(len(rows) * views, generator=generator) < 0.5)
+        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, m, False) for m in mirrored.tolist()])
         photographs = torch.stack([self.examples.image(r) for r in rows]).repeat_interleave(views, 0)
         images, none = photometric(warp_image(photographs, H, out), generator), torch.zeros(0, 1, *out)
         drawn = [canvas(out, s.seed, s.phase1_sigma, generator) for _ in H if s.shapes and torch.rand((), generator=generator) < s.shapes]
@@ -155,7 +147,7 @@ class Phase1:
         return dict(H=H, images=images, valid=valid_mask(H, size, out, erode=ERODE)) | {name: torch.cat(parts) for name, parts in figures}
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        b = self.look(rows, generator)
+        b = self.look(rows, generator, 1, self.settings.mirror)
         return b | dict(masks=torch.stack([self.mask(warp_points(points_of(r), H), b["images"].shape[-2:]) for r, H in zip(rows, b["H"])]))
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
@@ -209,7 +201,7 @@ class Agreement(Phase1):
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
         "`said` [B, 1, H, W]: the teacher's mask of each photograph."
-        return self.look(rows, generator, self.settings.views) | dict(said=torch.stack([self.mask(points_of(r), self.examples.size) for r in rows]))
+        return self.look(rows, generator, self.settings.views, mirror=True) | dict(said=torch.stack([self.mask(points_of(r), self.examples.size) for r in rows]))
 
     @torch.no_grad()
     def agreed(self, logits: Tensor, valid: Tensor, H: Tensor, said: Tensor) -> list[Tensor]:

@@ -1,17 +1,20 @@
-"""Write README.md from nbs/index.ipynb, the model cards from nbs/results/*.md, and their tables from the rows in nbs/results/: `python tools/readme.py` (nbdev-readme would need Quarto)."""
+"""Write README.md from nbs/index.ipynb, the model cards from nbs/results/*.md, and their tables from the rows and times in nbs/results/: `python tools/readme.py` (nbdev-readme would need Quarto)."""
 import posixpath
 import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 from nbconvert import MarkdownExporter
 
+from spfpn.benchmark import STAGES, summary
 from spfpn.results import markdown_table, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT/"nbs"/"index.ipynb"
 PICTURES = "nbs/index_files"
 TABLE = r"<!-- table: (\S+) (\S+) (\S+) (.*?) -->"
+TIMES = r"<!-- times: (\S+) -->"
 CARDS = ROOT/"spfpn"/"weights"
 NOTE = "<!-- Made from nbs/{} by `make readme`: edit that. -->\n\n"
 
@@ -31,9 +34,17 @@ def from_root(text):
 
 
 def with_tables(text):
-    "`<!-- table: FILE PROTOCOL SET METRIC... -->`, FILE in nbs/, followed by the table of those rows."
+    "`<!-- table: FILE PROTOCOL SET METRIC... -->` and `<!-- times: FILE -->`, FILE in nbs/, followed by the table of those rows."
     def table(match): return f"{match[0]}\n\n{markdown_table(read_metrics(INDEX.parent/match[1]), match[2], match[3], tuple(match[4].split()))}"
-    return re.sub(TABLE, table, text)
+    def times(match): return f"{match[0]}\n\n{times_table(pd.read_parquet(INDEX.parent/match[1]))}"
+    return re.sub(TIMES, times, re.sub(TABLE, table, text))
+
+
+def times_table(times):
+    "A benchmark as Markdown: medians in milliseconds, and the total as a share of the first row's in the same round."
+    lines = [["", *STAGES, "total", "of the first row"], ["---"] * (len(STAGES) + 3)]
+    lines += [[row["row"], *(f"{row[name]:.1f}" for name in (*STAGES, "total")), f"{row['ratio']:.2f}"] for row in summary(times).to_dict("records")]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main():
