@@ -24,8 +24,9 @@ from .keypoints import Keypoints, MapDetector, Selection, extract
 from .settings import replacing
 
 # %% auto #0
-__all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'make_backbone', 'BicubicHead', 'ShuffleHead', 'LightHead',
-           'SPFPN', 'CheckpointError', 'save', 'read_header', 'load', 'StudentDetector']
+__all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'MEAN', 'STD', 'make_backbone', 'BicubicHead',
+           'ShuffleHead', 'LightHead', 'standardise', 'SPFPN', 'CheckpointError', 'save', 'read_header', 'load',
+           'StudentDetector']
 
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
 STRIDES = (4, 8, 16, 32)
@@ -110,6 +111,13 @@ def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
     down, right = (torch.sym_max((n + CELL - 1) // CELL * CELL, SMALLEST) - n for n in size)
     return 0, right, 0, down
 
+MEAN, STD = (sum(v) / 3 for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+
+def standardise(images: Tensor) -> Tensor:
+    "Images [B, C, H, W], each brought to the mean and the contrast of ImageNet's photographs. One without contrast becomes even grey."
+    std, mean = torch.std_mean(images, (1, 2, 3), keepdim=True)
+    return (images - mean) / (std + 1e-3) * STD + MEAN
+
 class SPFPN(nn.Module, PyTorchModelHubMixin):
     """Images [B, 1 or 3, H, W] in [0, 1] → logits [B, 1, H, W].
 
@@ -141,11 +149,10 @@ class SPFPN(nn.Module, PyTorchModelHubMixin):
     def forward(self, images: Tensor) -> Tensor:
         if images.dim() != 4 or images.shape[1] not in (1, 3): raise ValueError(f"images [B, 1 or 3, H, W] expected, got {tuple(images.shape)}")
         h, w = images.shape[-2:]
+        images = standardise(to_gray(images) if self.config["in_channels"] == 1 else images.expand(-1, 3, -1, -1))
         images = F.pad(images, _padding((h, w)), mode="replicate")
-        gray = to_gray(images)
-        seen = gray if self.config["in_channels"] == 1 else images.expand(-1, 3, -1, -1)
-        maps = self.pyramid({str(s): m for s, m in zip(STRIDES, self.backbone(self.colour(seen)))})
-        return self.head(list(maps.values()), gray)[..., :h, :w]
+        maps = self.pyramid({str(s): m for s, m in zip(STRIDES, self.backbone(self.colour(images)))})
+        return self.head(list(maps.values()), to_gray(images))[..., :h, :w]
 
     @torch.no_grad()
     def rescale(self, scale: float, shift: float):

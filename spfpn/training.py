@@ -69,11 +69,11 @@ def _draw(generator: torch.Generator, n: int, low: float, high: float) -> Tensor
 def _draw_log(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return torch.exp(_draw(generator, n, math.log(low), math.log(high)))
 
 def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
-    "Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .3–1.4, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ mostly small, up to .08)."
+    "Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .15–1.6, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ mostly small, up to .08)."
     n = len(images)
     images = adjust_gamma(images, _draw_log(generator, n, 0.5, 2.0))
     images = adjust_contrast_with_mean_subtraction(images, _draw(generator, n, 0.4, 1.5))
-    images = images * _draw_log(generator, n, 0.3, 1.4)[:, None, None, None] + _draw(generator, n, -0.15, 0.15)[:, None, None, None]
+    images = images * _draw_log(generator, n, 0.15, 1.6)[:, None, None, None] + _draw(generator, n, -0.15, 0.15)[:, None, None, None]
     soft = torch.rand(n, generator=generator) < 0.6
     sigma = (0.3 + 2.7 * torch.rand(n, generator=generator) ** 2)[:, None].expand(n, 2)
     if soft.any(): images = images.index_put((soft.nonzero()[:, 0],), gaussian_blur2d(images[soft], (11, 11), sigma[soft]))

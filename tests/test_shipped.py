@@ -5,6 +5,7 @@ import torch
 import spfpn
 from spfpn.detectors import WEIGHTS, build, shipped
 from spfpn.images import digest, sample_images, warped_samples
+from spfpn.keypoints import Selection
 from spfpn.model import read_header
 from spfpn.protocols import R1
 
@@ -23,6 +24,16 @@ def test_it_finds_most_of_its_keypoints_again():
     scenes = warped_samples(limit=4)   # light and viewpoint of two held-back photographs
     ours, chance = (R1.run(build(name, R1.selection), scenes)["repeatability@3"].mean() for name in ("spfpn-s", "random"))
     assert ours > 0.6 and chance < 0.25
+
+
+def test_it_finds_them_in_the_dark():
+    "An eighth of the light, in eight bits."
+    photos = sample_images()
+    images = torch.stack([photos.load(i, (240, 320))[0] for i in range(3)])
+    detector = build("spfpn-s", Selection(max_keypoints=200))
+    def within(a, b): return (torch.cdist(a.xy, b.xy).amin(1) < 3).float().mean().item()
+    found = [within(a, b) for a, b in zip(detector.detect(images), detector.detect((images * 255 / 8).round() / 255))]
+    assert min(found) > 0.8
 
 
 def test_it_is_the_default_and_finds_the_same_in_grey_and_in_halves_of_a_batch():
