@@ -21,7 +21,7 @@ from spfpn.widgets import HeatmapExplorer, MaskExplorer, WarpExplorer
 vga, photographs = (480, 640), sample_images()
 student, harris, sift = (build(name, Selection(max_keypoints=300)) for name in ("spfpn-s", "harris", "sift"))""",
          "HeatmapExplorer(photographs, [student, harris, sift], vga).widget", "MaskExplorer(photographs, harris, vga, student).widget", "WarpExplorer(photographs, harris, vga, student).widget")
-SLIDERS = ("threshold", "opacity", "radius px", "σ", "rotation °", "scale")
+SLIDERS = ("threshold", "opacity", "NMS radius", "σ", "rotation °", "scale")
 CLOCK = """plot => { window.times = {};
     document.addEventListener('keydown', () => { window.times = {down: performance.now()} }, {capture: true});
     plot.on('plotly_afterplot', () => requestAnimationFrame(() => { window.times.drawn = performance.now() })) }"""
