@@ -170,12 +170,15 @@ class Explorer:
         return np.array(plot.evaluate("(plot, k) => { const t = plot._fullData[k]; return Array.from(t.y).map((y, i) => [t.x ? t.x[i] : i, y]) }", trace), float).reshape(-1, 2)
 
 
+def launch(playwright): return playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+
+
 @pytest.fixture(scope="module")
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install 'spfpn[dev]')")
     if not CHROMIUM: pytest.skip("no Chromium on the path (apt-get install chromium, or name one by $CHROMIUM)")
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        browser = launch(p)
         yield browser
         browser.close()
 

@@ -11,7 +11,7 @@ import nbformat, pandas as pd
 from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]/"tests"))
-from test_browser import CHROMIUM, Notebook, jupyterlab, write
+from test_browser import Notebook, jupyterlab, launch, write
 
 CELLS = ("""
 from spfpn.detectors import build
@@ -32,7 +32,8 @@ def reactions(explorer, slider: str, presses: int) -> list[float]:
     took = []
     for k in range(presses + 2):      # the first two warm up
         explorer.press(slider, "ArrowRight" if k % 2 == 0 else "ArrowLeft", 1)
-        explorer.page.wait_for_timeout(1200)      # nothing is drawn later than this, or it shows as a time above it
+        explorer.page.wait_for_function("window.times.drawn")
+        explorer.page.wait_for_timeout(800)       # a redraw comes in several messages
         took.append(explorer.page.evaluate("() => window.times.drawn - window.times.down"))
     return took[2:]
 
@@ -44,7 +45,7 @@ if __name__ == "__main__":
         work = Path(folder)/"work"
         work.mkdir()
         write(work/"reaction.ipynb", [nbformat.v4.new_code_cell(source.strip()) for source in CELLS])
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        browser = launch(p)
         with jupyterlab(work) as (address, token):
             notebook = Notebook(browser.new_page(viewport=dict(width=1400, height=2000)), address, token, "reaction.ipynb")
             notebook.run(120)
