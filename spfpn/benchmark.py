@@ -21,7 +21,7 @@ from .detectors import build, shipped
 from .export import runs
 from .geometry import resize_image
 from .images import HELD_BACK, read_image, sample_images, to_gray
-from .keypoints import Detector, Keypoints, MapDetector, Selection, extract
+from .keypoints import Detector, Keypoints, MapDetector, Selection
 from .labels import label_images
 from .model import SPFPN, load, read_header
 from .settings import Settings, replacing
@@ -126,13 +126,12 @@ STAGES = ["decode", "network", "selection"]
 
 def stages(detector: Detector, path: Path, size: tuple[int, int]) -> dict[str, float]:
     "Milliseconds of each of `STAGES` from the file at `path` to the keypoints of the image at `size`."
-    choose = getattr(detector, "points", None) or (lambda scores: extract(scores.cpu(), detector.selection))
     times = [perf_counter()]
     image = resize_image(to_gray(read_image(path)), size)[0][None]
     times.append(perf_counter())
     scores = detector.scores(image)
     times.append(perf_counter())
-    choose(scores)
+    detector.points(scores)
     times.append(perf_counter())
     return {stage: 1000 * (b - a) for stage, a, b in zip(STAGES, times, times[1:])}
 

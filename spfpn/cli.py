@@ -97,10 +97,11 @@ def phase1(out: RunFolder, profile: Profile = "quick", parameters: Parameters = 
 @train.command()
 def phase2(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None,
            start: Annotated[Optional[Path], typer.Option(help="The checkpoint to start from; OUT/phase1/best.safetensors when not given.")] = None):
-    "Learn to agree with oneself on warped images: OUT/pairs (or OUT/labels, for phase2_loss=agreement) into OUT/phase2."
+    "Learn to agree with oneself on warped images: OUT/pairs into OUT/phase2; with phase2_loss=own, from labels by phase 1's student, OUT/own."
     from spfpn.training import phase2_labels, train_phase2
     settings = _settings(profile, parameters)
-    train_phase2(settings, phase2_labels(settings, out), start or out/"phase1"/"best.safetensors", out/"phase2")
+    start = start or out/"phase1"/"best.safetensors"
+    train_phase2(settings, phase2_labels(settings, out, start), start, out/"phase2")
 
 # %% ../nbs/19_cli.ipynb #c16-813dc8e2
 def show_table(frame, title: str = ""):

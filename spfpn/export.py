@@ -228,7 +228,7 @@ class RuntimeDetector(MapDetector):
         if self.size not in (None, images.shape[-2:]): raise ValueError(f"{self.name} was made for images of {self.size[0]}×{self.size[1]}, this one has {images.shape[-2]}×{images.shape[-1]}")
         return self.run(to_gray(images).cpu().contiguous())[0]
 
-    def detect(self, images: Tensor) -> list[Keypoints]: return extract(self.scores(images), replace(self.selection, subpixel=True))   # as a student's
+    def points(self, scores: Tensor) -> list[Keypoints]: return extract(scores, replace(self.selection, subpixel=True))   # as a student's
 
 def _read(path: Path, kind: Format, run: Callable, size) -> Callable:
     files = {end: path.with_suffix(end).read_bytes() for end in kind.ends}

@@ -135,5 +135,8 @@ class MapDetector:
     version: str = ""
     def __init__(self, selection: Selection = Selection()): self.selection = selection
     def scores(self, images: Tensor) -> Tensor: raise NotImplementedError
+    def points(self, scores: Tensor) -> list[Keypoints]:
+        "Keypoints from score maps [B, 1, H, W] by `selection`."
+        return extract(scores.cpu(), self.selection)
     @torch.inference_mode()
-    def detect(self, images: Tensor) -> list[Keypoints]: return extract(self.scores(images).cpu(), self.selection)
+    def detect(self, images: Tensor) -> list[Keypoints]: return self.points(self.scores(images))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json, zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -15,14 +16,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import teachers
+from .detectors import build
 from .geometry import sample_homography, valid_mask, warp_image, warp_points
 from .images import ImageError, ImageSet, open_images
 from .keypoints import Keypoints, Selection
-from .settings import Settings, agreed, ahead, alone, everyones, in_turn, pick_device, rank, ranks, replacing
+from .model import StudentDetector
+from .settings import Settings, SettingsError, agreed, ahead, alone, everyones, in_turn, pick_device, rank, ranks, replacing
 from .teachers import Matcher, Teacher
 
 # %% auto #0
-__all__ = ['GROUP', 'GROUPS_KEPT', 'POINTS', 'ERODE', 'LabelError', 'LabelStore', 'points_of', 'fill', 'skipped_images',
+__all__ = ['GROUP', 'GROUPS_KEPT', 'POINTS', 'ERODE', 'FAINT', 'LabelError', 'LabelStore', 'points_of', 'fill', 'skipped_images',
            'describe_teacher', 'label_images', 'image_generator', 'adapt', 'match_images', 'make_labels', 'make_pairs']
 
 # %% ../nbs/06_labels.ipynb #c05-a4794d8c
@@ -184,19 +187,19 @@ def skipped_images(store: LabelStore) -> dict[str, str]:
 # %% ../nbs/06_labels.ipynb #c09-f57504fb
 def _columns(points: Keypoints) -> dict: return dict(x=points.xy[:, 0].tolist(), y=points.xy[:, 1].tolist(), score=points.scores.tolist())
 
-def describe_teacher(teacher: Teacher, size, mode: str) -> dict:
+def describe_teacher(teacher: Teacher | StudentDetector, size, mode: str) -> dict:
     s = teacher.selection
-    return dict(teacher=teacher.name, height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
+    return dict(teacher=teacher.name, weights=teacher.version, height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
 
-def label_images(images: ImageSet, teacher: Teacher, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, adaptation: int = 0,
-                 aggregate: str = "mean", seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
+def label_images(images: ImageSet, teacher: Teacher | StudentDetector, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, adaptation: int = 0,
+                 aggregate: str = "mean", light: Callable | None = None, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
     """Keypoints of every image by `teacher`, at most `teacher.selection.max_keypoints` each, into the store at `folder`; resumes.
 
-    Columns: id, height, width, x, y, score (lists; pixels of the image as resized by `size` and `mode`), teacher. `adaptation` > 0: homographic adaptation over that many warps.
+    Columns: id, height, width, x, y, score (lists; pixels of the image as resized by `size` and `mode`), teacher. `adaptation` > 0: homographic adaptation over that many warps, every second one under another `light`.
     """
-    settings = describe_teacher(teacher, size, mode) | dict(images=images.name, adaptation=adaptation) | (dict(aggregate=aggregate, seed=seed) if adaptation else {})
+    settings = describe_teacher(teacher, size, mode) | dict(images=images.name, adaptation=adaptation) | (dict(aggregate=aggregate, light=light and light.__name__, seed=seed) if adaptation else {})
     def work(ids, tensors):
-        if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate) for i, t in zip(ids, tensors)])
+        if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate, light, batch) for i, t in zip(ids, tensors)])
         else: scores = teacher.scores(tensors)
         return [dict(id=i, height=t.shape[-2], width=t.shape[-1], **_columns(k), teacher=teacher.name) for i, t, k in zip(ids, tensors, teacher.points(scores))]
     with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, workers=workers, progress=progress)
@@ -208,20 +211,26 @@ def image_generator(seed: int, name: str) -> torch.Generator:
 # %% ../nbs/06_labels.ipynb #c11-ad658afd
 ERODE = 3   # px: the teacher sees the edge of a warp, and must not be believed there
 
-def adapt(teacher: Teacher, image: Tensor, count: int, generator: torch.Generator, aggregate: str = "mean") -> Tensor:
-    "A teacher's score map [1, 1, H, W] of `image` [1, 1, H, W], aggregated over the image and `count` random warps of it: `mean` over visits, or `max`."
+def adapt(teacher: Teacher | StudentDetector, image: Tensor, count: int, generator: torch.Generator, aggregate: str = "mean", light: Callable | None = None, batch: int = 1) -> Tensor:
+    """A teacher's score map [1, 1, H, W] of `image` [1, 1, H, W], aggregated over the image and `count` random warps of it, `batch` at once: `mean` over visits, or `max`.
+
+    `light(images, generator)`: what every second warp is seen under."""
     if aggregate not in ("mean", "max"): raise ValueError(f"aggregate={aggregate!r}: mean or max")
     size = tuple(image.shape[-2:])
-    total = teacher.scores(image)
+    total = teacher.scores(image).cpu()
     visits = torch.ones_like(total)
-    for _ in range(count):
-        H = sample_homography(size, generator)
+    warps = [sample_homography(size, generator) for _ in range(count)]
+    def view(k, H):
+        warp = warp_image(image, H)
+        return light(warp, generator) if light and k % 2 else warp
+    for k in range(0, count, batch):
+        H = torch.stack(warps[k:k + batch])
         back = torch.linalg.inv(H)
         # seen there and back: the pixel lies in the warp, away from the warp's edge
         seen = valid_mask(back, size) & (warp_image(valid_mask(H, size, erode=ERODE).float(), back) > 0.999)
-        scores = warp_image(teacher.scores(warp_image(image, H)), back).clamp_min(0) * seen
-        total = total + scores if aggregate == "mean" else torch.maximum(total, scores)
-        visits = visits + seen
+        scores = warp_image(teacher.scores(torch.cat([view(k + i, h) for i, h in enumerate(H)])).cpu(), back).clamp_min(0) * seen
+        total = total + scores.sum(0) if aggregate == "mean" else torch.maximum(total, scores.amax(0))
+        visits = visits + seen.sum(0)
     return total / visits if aggregate == "mean" else total
 
 # %% ../nbs/06_labels.ipynb #c18-c0810cdd
@@ -254,22 +263,27 @@ def match_images(images: ImageSet, teacher: Teacher, match: Matcher, folder: str
     with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, workers=workers, progress=progress)
 
 # %% ../nbs/06_labels.ipynb #c21-by-settings
-def _teacher(settings: Settings) -> Teacher:
+FAINT = 0.01   # a student's lower peaks are no labels
+
+def _teacher(settings: Settings) -> Teacher | StudentDetector:
     selection = Selection(settings.max_keypoints, settings.label_nms_radius, settings.label_threshold)
     device = pick_device(settings.device)
-    with in_turn(): return teachers.teacher(settings.teacher, selection, device, own_nms=False)
+    with in_turn():
+        if settings.teacher in teachers.TEACHERS: return teachers.teacher(settings.teacher, selection, device, own_nms=False)
+        return build(settings.teacher, replace(selection, threshold=max(selection.threshold, FAINT)), device)
 
 def _common(settings: Settings) -> dict:
     "What both kinds of label share."
     batch = settings.label_batch or (1 if pick_device(settings.device).type == "cpu" else 8)
     return dict(size=settings.size, mode=settings.resize, batch=batch, seed=settings.seed, workers=settings.workers)
 
-def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
-    "`label_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
-    return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate, **_common(settings))
+def make_labels(settings: Settings, folder: str | Path, light: Callable | None = None) -> LabelStore:
+    "`label_images` as `settings` say, into the store at `folder`; `light` for homographic adaptation. Raises `LabelError`, `ImageError`, `WeightsError`, `CheckpointError`."
+    return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate, light=light, **_common(settings))
 
 def make_pairs(settings: Settings, folder: str | Path) -> LabelStore:
-    "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`."
+    "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`, and `SettingsError` for a student: it has no descriptors."
+    if settings.teacher not in teachers.TEACHERS: raise SettingsError(f"teacher={settings.teacher}: a student has no descriptors to match by. Set pairs_per_image=0, and phase2_loss=own for phase 2")
     device = pick_device(settings.device)
     with in_turn(): match = teachers.matcher(settings.matcher, settings.teacher, device)
     most = min(filter(None, (settings.limit, settings.pair_limit)), default=0)

@@ -225,4 +225,4 @@ class StudentDetector(MapDetector):
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor: return self.model.heatmap(images.to(self.device))
 
-    def detect(self, images: Tensor) -> list[Keypoints]: return extract(self.scores(images).cpu(), replace(self.selection, subpixel=True))
+    def points(self, scores: Tensor) -> list[Keypoints]: return extract(scores.cpu(), replace(self.selection, subpixel=True))

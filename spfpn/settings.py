@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor, distributed
 
 # %% auto #0
-__all__ = ['CHOICES', 'AT_LEAST', 'ABOVE_ZERO', 'TYPES', 'TRUTHS', 'SettingsError', 'Settings', 'project_root', 'settings_file',
-           'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'launched', 'pick_device', 'rank', 'ranks',
-           'everyones', 'agreed', 'spread', 'mean_over_ranks', 'in_turn', 'ahead', 'FolderError', 'alone', 'replacing']
+__all__ = ['CHOICES', 'AT_LEAST', 'TEACHERS', 'ABOVE_ZERO', 'TYPES', 'TRUTHS', 'SettingsError', 'Settings', 'project_root',
+           'settings_file', 'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'launched', 'pick_device', 'rank',
+           'ranks', 'everyones', 'agreed', 'spread', 'mean_over_ranks', 'in_turn', 'ahead', 'FolderError', 'alone',
+           'replacing']
 
 # %% ../nbs/00_settings.ipynb #c06-958b4766
 class SettingsError(ValueError):
@@ -46,7 +47,7 @@ class Settings:
     sequence_limit: int = 0
     frames: str = ""                   # a folder of video frames, for T1
     # labels
-    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open
+    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, or the path of a checkpoint (then pairs_per_image=0)
     max_keypoints: int = 250           # per image, the best by score
     label_threshold: float = 0.0       # lowest teacher score of a label
     label_nms_radius: int = 4
@@ -55,7 +56,7 @@ class Settings:
     label_batch: int = 0               # images that the teacher sees at once; 0: one on a processor, whose caches hold no more, eight elsewhere
     # matched pairs
     matcher: str = "lightglue"         # lightglue, or nearest: mutual nearest neighbours
-    pairs_per_image: int = 1           # 0: none; agreement needs none
+    pairs_per_image: int = 1           # 0: none; phase2_loss=own needs none
     pair_limit: int = 0                # pairs of at most this many images; 0: of all
     verify_px: float = 3.0             # drop matches farther than this from the known homography; 0: keep all
     # the student
@@ -72,8 +73,8 @@ class Settings:
     phase1_lr: float = 2e-3
     phase1_sigma: float = 1.2          # width of a blob, or of the penalty-reduced zone around a keypoint
     # phase 2
-    phase2_loss: str = "huber"         # huber or kl, on matched pairs; agreement: on what the student finds in several views
-    views: int = 4                     # of each photograph, for agreement; `batch` counts them
+    phase2_loss: str = "huber"         # huber or kl, on matched pairs; own: phase 1's, on the student's own labels
+    views: int = 16                    # warps of each photograph that the student's own labels are the mean of
     phase2_epochs: int = 4
     phase2_lr: float = 5e-4
     phase2_sigma: float = 1.2          # width of a blob
@@ -83,7 +84,7 @@ class Settings:
     batch: int = 16
     rotation: float = 30.0             # of random views, degrees either way
     zoom: float = 1.6                  # of random views, so many times larger or smaller
-    mirror: bool = False               # half of phase 1's views (agreement's always): not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
+    mirror: bool = False               # half of the random views: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
     shapes: float = 0.0                # canvases of four synthetic figures to a random view; .125: one to eight
     crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
@@ -114,20 +115,23 @@ class Settings:
         return cls.from_mapping({f.name: variables[f.name] for f in fields(cls) if f.name in variables})
 
 # %% ../nbs/00_settings.ipynb #c08-e4c880dc
-CHOICES = dict(resize=("cover", "fit"), teacher=("aliked", "disk", "superpoint", "superpoint-open"),
+CHOICES = dict(resize=("cover", "fit"),
                adaptation_aggregate=("mean", "max"),
                matcher=("lightglue", "nearest"), head=("shuffle", "light", "bicubic"),
-               phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "agreement"),
+               phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "own"),
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=0,
                 pairs_per_image=0, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
-                consistency_weight=0, supervised_weight=0, seed=0, workers=0, shapes=0, views=2, rotation=0, zoom=1)
+                consistency_weight=0, supervised_weight=0, seed=0, workers=0, shapes=0, views=1, rotation=0, zoom=1)
+TEACHERS = ("aliked", "disk", "superpoint", "superpoint-open")   # beside students
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 
 def _check(name: str, value):
     if isinstance(value, float) and not math.isfinite(value): raise SettingsError(f"{name}={value!r}: must be finite")
     if name in CHOICES and value not in CHOICES[name]: raise SettingsError(f"{name}={value!r}: choose one of {', '.join(CHOICES[name])}")
     if name in AT_LEAST and not value >= AT_LEAST[name]: raise SettingsError(f"{name}={value!r}: must be at least {AT_LEAST[name]}")
+    if name == "teacher" and not (value in TEACHERS or value.startswith("spfpn-") or value.endswith(".safetensors")):
+        raise SettingsError(f"teacher={value!r}: choose one of {', '.join(TEACHERS)}, or a student: spfpn-s, or the path of its .safetensors")
     if name == "seed" and value >= 2**63: raise SettingsError(f"seed={value!r}: must be below 2**63, as torch's generators need it")
     if name == "crop" and 0 < value < 32: raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")
     if name in ABOVE_ZERO and not value > 0: raise SettingsError(f"{name}={value!r}: must be above 0")

@@ -89,6 +89,7 @@ class Teacher:
     `dense(images) -> (scores [B, 1, H, W], features)`, `sample(features, i, xy, size) -> [N, dim]`, and perhaps `own_points(scores [1, 1, H, W]) -> Keypoints`."""
     name: str
     dim: int
+    version: str = ""   # digest of the weights
     cell, smallest = 8, 0
 
     def __init__(self, net: nn.Module, selection: Selection = Selection(), device: str | torch.device = "cpu", own_nms: bool = True):

@@ -24,7 +24,7 @@ from .figures import heat, side_by_side
 from .geometry import corners, flip, inside, sample_homography, translation, valid_mask, warp_image, warp_points
 from .images import ImageSet, held_back, open_images
 from .keypoints import Keypoints, Selection, extract
-from .labels import LabelError, LabelStore, image_generator, points_of
+from .labels import LabelError, LabelStore, image_generator, make_labels, points_of
 from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_focal, sigmoid_focal
 from .masks import binary_mask, blob_mask, rank_heights
 from .protocols import nearest_distances, repeatability, shared_points
@@ -32,11 +32,11 @@ from .settings import Settings, agreed, ahead, alone, in_turn, mean_over_ranks, 
 from .shapes import degrade, mixture
 
 # %% auto #0
-__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURES', 'FIGURE_SEED', 'FAINT', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE',
-           'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'canvas',
-           'Phase1', 'Phase2', 'Agreement', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate',
-           'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share', 'train_step', 'fit', 'recalibrate',
-           'train_phase1', 'phase2_labels', 'train_phase2']
+__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURE_SEED', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE', 'Rows', 'Examples',
+           'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'canvas', 'Phase1', 'Phase2', 'Own',
+           'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'prepare',
+           'Run', 'arithmetic', 'share', 'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels',
+           'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -69,7 +69,7 @@ def _draw(generator: torch.Generator, n: int, low: float, high: float) -> Tensor
 def _draw_log(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return torch.exp(_draw(generator, n, math.log(low), math.log(high)))
 
 def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
-    "Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .15–1.6, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ mostly small, up to .08)."
+    "Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .15–1.6, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ up to .08)."
     n = len(images)
     images = adjust_gamma(images, _draw_log(generator, n, 0.5, 2.0))
     images = adjust_contrast_with_mean_subtraction(images, _draw(generator, n, 0.4, 1.5))
@@ -77,7 +77,7 @@ def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
     soft = torch.rand(n, generator=generator) < 0.6
     sigma = (0.3 + 2.7 * torch.rand(n, generator=generator) ** 2)[:, None].expand(n, 2)
     if soft.any(): images = images.index_put((soft.nonzero()[:, 0],), gaussian_blur2d(images[soft], (11, 11), sigma[soft]))
-    noise = 0.08 * torch.rand(n, generator=generator)[:, None, None, None] ** 2 * torch.randn(images.shape, generator=generator)
+    noise = 0.08 * torch.rand(n, generator=generator)[:, None, None, None] * torch.randn(images.shape, generator=generator)
     return (images + noise).clamp(0, 1)
 
 # %% ../nbs/15_training.ipynb #c07b-77aa0c02
@@ -105,16 +105,17 @@ def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
     return random_crop(size, out, generator) @ view
 
 # %% ../nbs/15_training.ipynb #c09a-figures1
-FIGURES, FIGURE_SEED = 1000, 1_000_000   # so many are drawn, once; their seed is far from the evaluation's
+FIGURE_SEED = 1_000_000   # and above: the evaluation draws from lower ones
 
-def canvas(size: tuple[int, int], seed: int, sigma: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    "Four synthetic figures in the quarters of an image, each mirrored or degraded half the time: image, where loss counts (not at the seams), and blobs at the corners, all [1, 1, H, W]."
+def canvas(size: tuple[int, int], sigma: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    "Four new synthetic figures in the quarters of an image, each mirrored or degraded half the time: image, where loss counts (not at the seams), and blobs at the corners, all [1, 1, H, W]."
     image, valid, corners = torch.zeros(1, 1, *size), torch.zeros(1, 1, *size, dtype=torch.bool), []
     h, w = size[0] // 2, size[1] // 2
-    figures = mixture(FIGURES, FIGURE_SEED + seed, size=(h, w))
-    for top, left in ((0, 0), (0, w), (h, 0), (h, w)):
-        k, mirrored, noisy = (torch.randint(n, (), generator=generator).item() for n in (len(figures), 2, 2))
-        figure = degrade(figures[k], np.random.default_rng(torch.randint(2**62, (), generator=generator).item())) if noisy else figures[k]
+    seed = torch.randint(2**62, (), generator=generator).item()
+    rng = np.random.default_rng([seed, 1])
+    for (top, left), figure in zip(((0, 0), (0, w), (h, 0), (h, w)), mixture(4, FIGURE_SEED + seed, size=(h, w))):
+        mirrored, noisy = (torch.randint(2, (), generator=generator).item() for _ in range(2))
+        if noisy: figure = degrade(figure, rng)
         xy = torch.stack((w - 1 - figure.corners[:, 0], figure.corners[:, 1]), -1) if mirrored else figure.corners
         image[0, :, top:top + h, left:left + w] = figure.image.flip(-1) if mirrored else figure.image
         valid[0, :, top + ERODE:top + h - ERODE, left + ERODE:left + w - ERODE] = True
@@ -135,34 +136,27 @@ class Phase1:
         if s.phase1_loss == "focal": return binary_mask(xy, size)
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
-    def look(self, rows: list[dict], generator: torch.Generator, views: int, mirror: bool) -> dict[str, Tensor]:
-        "So many random views `H` of each photograph, with `mirror` half of them mirrored: images, and where loss counts; and `shapes` canvases for each view, on the average."
-        s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
-        mirrored = mirror & (torch.rand(len(rows) * views, generator=generator) < 0.5)
-        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, m, False) for m in mirrored.tolist()])
-        photographs = torch.stack([self.examples.image(r) for r in rows]).repeat_interleave(views, 0)
-        images, none = photometric(warp_image(photographs, H, out), generator), torch.zeros(0, 1, *out)
-        drawn = [canvas(out, s.seed, s.phase1_sigma, generator) for _ in H if s.shapes and torch.rand((), generator=generator) < s.shapes]
-        figures = zip(("figures", "figures_valid", "figures_masks"), zip((none, none.bool(), none), *drawn))
-        return dict(H=H, images=images, valid=valid_mask(H, size, out, erode=ERODE)) | {name: torch.cat(parts) for name, parts in figures}
-
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        b = self.look(rows, generator, 1, self.settings.mirror)
-        return b | dict(masks=torch.stack([self.mask(warp_points(points_of(r), H), b["images"].shape[-2:]) for r, H in zip(rows, b["H"])]))
+        "A random view `H` of each photograph, with its mask and where loss counts; and `shapes` canvases for each view, on the average."
+        s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
+        mirrored = s.mirror & (torch.rand(len(rows), generator=generator) < 0.5)
+        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, m, False) for m in mirrored.tolist()])
+        images, none = photometric(warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out), generator), torch.zeros(0, 1, *out)
+        masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
+        drawn = [canvas(out, s.phase1_sigma, generator) for _ in H if s.shapes and torch.rand((), generator=generator) < s.shapes]
+        figures = zip(("figures", "figures_valid", "figures_masks"), zip((none, none.bool(), none), *drawn))
+        return dict(H=H, images=images, masks=masks, valid=valid_mask(H, size, out, erode=ERODE)) | {name: torch.cat(parts) for name, parts in figures}
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
-    def against(self, logits: Tensor, masks: Tensor, valid: Tensor, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The loss on views, and that on the canvases after them, as much worth: a photograph has hundreds of keypoints, a figure ten corners."
-        loss, n = self.LOSSES[self.settings.phase1_loss], len(masks)
-        photographs = loss(logits[:n], masks, valid)
+    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
+        "The loss on views, and that on canvases, as much worth: a photograph has hundreds of keypoints, a figure ten corners."
+        loss, n = self.LOSSES[self.settings.phase1_loss], len(b["images"])
+        logits = model(torch.cat((b["images"], b.get("figures", b["images"][:0]))))
+        photographs = loss(logits[:n], b["masks"], b["valid"])
         if not self.settings.shapes: return dict(loss=photographs)
         figures = loss(logits[n:], b["figures_masks"], b["figures_valid"])
         return dict(loss=photographs + figures, photographs=photographs, figures=figures)
-
-    def logits(self, model, b: dict[str, Tensor]) -> Tensor: return model(torch.cat((b["images"], b.get("figures", b["images"][:0]))))
-
-    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]: return self.against(self.logits(model, b), b["masks"], b["valid"], b)
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2:
@@ -193,31 +187,9 @@ class Phase2:
         return dict(loss=self.settings.consistency_weight * consistency + self.settings.supervised_weight * home, consistency=consistency, supervised=home)
 
 # %% ../nbs/15_training.ipynb #c11b-agree002
-FAINT = 0.01   # a lower peak of the average is no keypoint
-
-class Agreement(Phase1):
-    "Views of photographs: a keypoint is what the student itself finds in all of them."
+class Own(Phase1):
+    "Phase 1's task on the student's own labels."
     name = "phase2"
-
-    def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        "`said` [B, 1, H, W]: the teacher's mask of each photograph."
-        return self.look(rows, generator, self.settings.views, mirror=True) | dict(said=torch.stack([self.mask(points_of(r), self.examples.size) for r in rows]))
-
-    @torch.no_grad()
-    def agreed(self, logits: Tensor, valid: Tensor, H: Tensor, said: Tensor) -> list[Tensor]:
-        "Keypoints [N, 2] of the photographs, best first: peaks of the mean over the views that see a pixel, or of what the teacher `said` where only one does."
-        size, back, s = self.examples.size, torch.linalg.inv(H), self.settings
-        seen = valid_mask(back, tuple(logits.shape[-2:]), size) & (warp_image(valid.float(), back, size) > 0.999)
-        scores = warp_image(logits.float().sigmoid(), back, size) * seen
-        total, visits = (x.unflatten(0, (-1, s.views)).sum(1) for x in (scores, seen))
-        mean = torch.where(visits > 1, total / visits.clamp_min(1), said)
-        return [k.xy for k in extract(mean, Selection(s.max_keypoints, s.label_nms_radius, FAINT, border=0, subpixel=True))]
-
-    def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits, H = self.logits(model, b), b["H"]
-        points = self.agreed(logits[:len(H)], b["valid"], H, b["said"])
-        masks = torch.stack([self.mask(warp_points(points[i // self.settings.views], h), logits.shape[-2:]) for i, h in enumerate(H)])
-        return self.against(logits, masks, b["valid"], b)
 
 # %% ../nbs/15_training.ipynb #c14-8c7fd6cc
 WATCH = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
@@ -436,32 +408,42 @@ def _common(settings: Settings) -> dict:
     "What both phases hand to `fit`."
     return dict(batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), precision=settings.precision, workers=settings.workers, meta=_meta(settings))
 
+def _student(start: str | Path) -> student.SPFPN:
+    "The student in a checkpoint: a path, or the name of a shipped one."
+    return student.load(shipped().get(str(start), start))
+
+def _blobs_student(start: str | Path) -> student.SPFPN:
+    "The same, of phase 1, or of a phase 2 on its own labels."
+    model = _student(start)
+    if model.low: raise TrainingError(f"{start}: has the background {model.low} of a phase 2 on pairs. Begin with a checkpoint of phase 1")
+    return model
+
 def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 1 on the labels in a store, from the backbone's weights or the checkpoint `phase1_start` (a path, or the name of a shipped one); returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     common, task = _common(settings), Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings)
     torch.manual_seed(settings.seed)
-    if settings.phase1_start:
-        model = student.load(shipped().get(settings.phase1_start, settings.phase1_start))
-        if model.low: raise TrainingError(f"phase1_start={settings.phase1_start}: a checkpoint of phase 2, with background {model.low}; phase 1 goes on from one of phase 1")
+    if settings.phase1_start: model = _blobs_student(settings.phase1_start)
     else:
         with in_turn(): model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, levels=settings.levels, pretrained=settings.pretrained)
     with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **common, progress=progress)
 
-def phase2_labels(settings: Settings, out: str | Path) -> Path:
-    "Where in a run's folder phase 2 finds its examples: matched pairs, or for agreement the photographs that have labels."
-    return Path(out)/("labels" if settings.phase2_loss == "agreement" else "pairs")
+def phase2_labels(settings: Settings, out: str | Path, start: str | Path) -> Path:
+    """Where in a run's folder phase 2 finds its examples: the matched pairs; for `phase2_loss=own` the labels by the checkpoint `start`, which are made here as far as they are not there.
+
+    Raises what `make_labels` does, and `TrainingError` when there can be none."""
+    if settings.phase2_loss == "own":
+        _blobs_student(start)
+        make_labels(settings.replace(teacher=str(start), adaptation=settings.views), Path(out)/"own", photometric)
+        return Path(out)/"own"
+    if not settings.pairs_per_image: raise TrainingError(f"pairs_per_image=0: there are no pairs, and phase2_loss={settings.phase2_loss} learns from them. Set phase2_loss=own, or label with pairs_per_image=1")
+    return Path(out)/"pairs"
 
 def train_phase2(settings: Settings, examples: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 2 on the examples in a store (`phase2_labels`), from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
-    agreement, options = settings.phase2_loss == "agreement", _common(settings)
-    if not (agreement or settings.pairs_per_image): raise TrainingError(f"pairs_per_image=0: there are no pairs, and phase2_loss={settings.phase2_loss} learns from them. Set phase2_loss=agreement, or label with pairs_per_image=1")
-    task = (Agreement if agreement else Phase2)(Examples(open_images(settings.images, settings.limit), LabelStore(examples), settings.val_share), settings)
-    model = student.load(start)
-    if agreement:
-        if model.low: raise TrainingError(f"{start}: has the background {model.low}, from a phase 2 on pairs; agreement goes on from a checkpoint of phase 1")
-        options["batch"] = max(1, settings.batch // settings.views)
-    else:
+    own, common = settings.phase2_loss == "own", _common(settings)
+    model = _blobs_student(start) if own else _student(start)
+    task = (Own if own else Phase2)(Examples(open_images(settings.images, settings.limit), LabelStore(examples), settings.val_share), settings)
+    if not own:
         first = task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
         recalibrate(model, first["images"], first["masks"])
-    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **options, progress=progress)
-
+    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **common, progress=progress)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import spfpn
 from spfpn.cli import app
+from spfpn.images import digest
 from spfpn.labels import LabelStore
 from spfpn.model import SPFPN, load, save
 
@@ -101,20 +102,33 @@ def test_label_and_train_leave_a_student(tmp_path):
     assert again.exit_code == 1 and "begun with other settings" in again.output
 
 
-def test_agreement_does_without_pairs_and_goes_on_from_phase_1_alone(tmp_path):
-    few = [x for p in ("limit=3", "height=64", "width=96", "max_keypoints=50", "batch=4", "views=2", "shapes=1", "repeats=1", "fpn_channels=8", "phase1_start=", "phase1_epochs=1", "phase2_epochs=1", "phase2_loss=agreement", "pairs_per_image=0") for x in ("-p", p)]
+def test_a_student_learns_from_its_own_labels_without_pairs(tmp_path):
+    few = [x for p in ("limit=3", "height=64", "width=96", "max_keypoints=50", "batch=4", "views=3", "shapes=1", "repeats=1", "fpn_channels=8", "phase1_start=", "phase1_epochs=1", "phase2_epochs=1", "phase2_loss=own", "pairs_per_image=0") for x in ("-p", p)]
     for command in (("label",), ("train", "phase1"), ("train", "phase2")):
         result = call(*command, "--out", tmp_path, *few)
         assert result.exit_code == 0, result.output
     assert not (tmp_path/"pairs").exists()
-    agreed = load(tmp_path/"phase2"/"best.safetensors")
-    assert (agreed.low, agreed.high) == (0, 1), "the scale of phase 1"
+    made = LabelStore(tmp_path/"own").settings()
+    assert made["teacher"].endswith("phase1/best") and made["weights"] == digest(tmp_path/"phase1"/"best.safetensors") and made["adaptation"] == 3
+    after = load(tmp_path/"phase2"/"best.safetensors")
+    assert (after.low, after.high) == (0, 1), "the scale of phase 1"
     without = call("train", "phase2", "--out", tmp_path, *few, "-p", "phase2_loss=kl")
     assert without.exit_code == 1 and "phase2_loss=kl learns from them" in without.output
-    agreed.low, agreed.high = 0.1, 0.9
-    save(agreed, tmp_path/"paired.safetensors")
+    after.low, after.high = 0.1, 0.9
+    save(after, tmp_path/"paired.safetensors")
     refused = call("train", "phase2", "--out", tmp_path, "--start", tmp_path/"paired.safetensors", *few)
-    assert refused.exit_code == 1 and "agreement goes on from a checkpoint of phase 1" in refused.output
+    assert refused.exit_code == 1 and "Begin with a checkpoint of phase 1" in refused.output
+
+
+def test_a_student_labels_but_cannot_match(tmp_path):
+    few = [x for p in ("limit=3", "height=64", "width=96", "teacher=spfpn-s", "adaptation=2") for x in ("-p", p)]
+    refused = call("label", "--out", tmp_path, *few)
+    assert refused.exit_code == 2 and "no descriptors to match by" in refused.output and "pairs_per_image=0" in refused.output
+    assert call("label", "--out", tmp_path, *few, "-p", "pairs_per_image=0").exit_code == 0
+    row = LabelStore(tmp_path/"labels").row(0)
+    assert row["teacher"] == "spfpn-s" and min(row["score"]) > 0.01 and any(x % 1 for x in row["x"]), "between pixels, and no faint ones"
+    unknown = call("label", "--out", tmp_path, "-p", "teacher=superpiont")
+    assert unknown.exit_code != 0 and "choose one of aliked" in unknown.output
 
 
 def test_detect_writes_what_is_asked_for(photo, tmp_path):

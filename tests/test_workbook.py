@@ -175,9 +175,9 @@ def test_the_workbook_declares_what_it_reads():
     for notebook, parameters, _ in plan(notebooks, Settings()): assert parameters, notebook
 
 
-def test_it_goes_without_pairs_to_a_phase_2_by_agreement(tmp_path):
+def test_it_goes_without_pairs_to_a_phase_2_on_its_own_labels(tmp_path):
     def execute(step, **parameters):
         papermill.execute_notebook(str(project_root()/"nbs"/"workbook"/f"{step}.ipynb"), str(tmp_path/f"{step}.ipynb"), dict(limit=3, height=64, width=96, **parameters), kernel_name="python3", language="python", progress_bar=False)
     execute("01_label", out=str(tmp_path/"out"), pairs_per_image=0)
     assert [path.name for path in sorted((tmp_path/"out").iterdir()) if path.is_dir()] == ["labels"]
-    execute("03_phase2", phase2_loss="agreement", batch=4, shapes=0.5)   # with a phase 1 of its own
+    execute("03_phase2", phase2_loss="own", views=2, batch=4, shapes=0.5)   # with a phase 1 of its own
