@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import copy, json, math, time, warnings, zlib
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
 from kornia.enhance import adjust_contrast_with_mean_subtraction, adjust_gamma
 from kornia.filters import gaussian_blur2d
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -33,10 +33,10 @@ from .shapes import degrade, mixture
 
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'FIGURE_SEED', 'WATCH', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE', 'Rows', 'Examples',
-           'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'canvas', 'Phase1', 'Phase2', 'Own',
-           'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'prepare',
-           'Run', 'arithmetic', 'share', 'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels',
-           'train_phase2']
+           'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'new_figure', 'settled', 'Phase1',
+           'Phase2', 'Own', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate', 'steps_per_epoch',
+           'step_rows', 'prepare', 'Run', 'arithmetic', 'share', 'train_step', 'fit', 'recalibrate', 'train_phase1',
+           'phase2_labels', 'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -107,20 +107,23 @@ def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
 # %% ../nbs/15_training.ipynb #c09a-figures1
 FIGURE_SEED = 1_000_000   # and above: the evaluation draws from lower ones
 
-def canvas(size: tuple[int, int], sigma: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    "Four new synthetic figures in the quarters of an image, each mirrored or degraded half the time: image, where loss counts (not at the seams), and blobs at the corners, all [1, 1, H, W]."
-    image, valid, corners = torch.zeros(1, 1, *size), torch.zeros(1, 1, *size, dtype=torch.bool), []
-    h, w = size[0] // 2, size[1] // 2
-    seed = torch.randint(2**62, (), generator=generator).item()
-    rng = np.random.default_rng([seed, 1])
-    for (top, left), figure in zip(((0, 0), (0, w), (h, 0), (h, w)), mixture(4, FIGURE_SEED + seed, size=(h, w))):
-        mirrored, noisy = (torch.randint(2, (), generator=generator).item() for _ in range(2))
-        if noisy: figure = degrade(figure, rng)
-        xy = torch.stack((w - 1 - figure.corners[:, 0], figure.corners[:, 1]), -1) if mirrored else figure.corners
-        image[0, :, top:top + h, left:left + w] = figure.image.flip(-1) if mirrored else figure.image
-        valid[0, :, top + ERODE:top + h - ERODE, left + ERODE:left + w - ERODE] = True
-        corners.append(xy + torch.tensor([left, top]))
-    return image, valid, blob_mask(torch.cat(corners), size, sigma)[None]
+def new_figure(size: tuple[int, int], sigma: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    "A synthetic figure that was never drawn before, mirrored or degraded half the time, and blobs at its corners, both [1, 1, H, W]."
+    seed, mirrored, noisy = (torch.randint(n, (), generator=generator).item() for n in (2**62, 2, 2))
+    figure, = mixture(1, FIGURE_SEED + seed, size=size)
+    if noisy: figure = degrade(figure, np.random.default_rng([seed, 1]))
+    image, xy = figure.image[None], figure.corners
+    if mirrored: image, xy = image.flip(-1), torch.stack((size[1] - 1 - xy[:, 0], xy[:, 1]), -1)
+    return image, blob_mask(xy, size, sigma)[None]
+
+@contextmanager
+def settled(model: nn.Module):
+    "With batch normalisation by its running statistics."
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
+    for layer in layers: layer.eval()
+    try: yield
+    finally:
+        for layer in layers: layer.train()
 
 # %% ../nbs/15_training.ipynb #c09b-phase101
 class Phase1:
@@ -137,25 +140,26 @@ class Phase1:
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        "A random view `H` of each photograph, with its mask and where loss counts; and `shapes` canvases for each view, on the average."
+        "A random view `H` of each photograph, with its mask and where loss counts; and `shapes` figures for each view, on the average."
         s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
         mirrored = s.mirror & (torch.rand(len(rows), generator=generator) < 0.5)
         H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, m, False) for m in mirrored.tolist()])
-        images, none = photometric(warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out), generator), torch.zeros(0, 1, *out)
+        images = photometric(warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out), generator)
         masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
-        drawn = [canvas(out, s.phase1_sigma, generator) for _ in H if s.shapes and torch.rand((), generator=generator) < s.shapes]
-        figures = zip(("figures", "figures_valid", "figures_masks"), zip((none, none.bool(), none), *drawn))
-        return dict(H=H, images=images, masks=masks, valid=valid_mask(H, size, out, erode=ERODE)) | {name: torch.cat(parts) for name, parts in figures}
+        half = out[0] // 2, out[1] // 2
+        drawn = [new_figure(half, s.phase1_sigma, generator) for _ in H for _ in range(int(s.shapes + torch.rand((), generator=generator)))]
+        figures, figures_masks = map(torch.cat, zip((torch.zeros(0, 1, *half),) * 2, *drawn))
+        return dict(H=H, images=images, masks=masks, valid=valid_mask(H, size, out, erode=ERODE), figures=figures, figures_masks=figures_masks)
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The loss on views, and that on canvases, as much worth: a photograph has hundreds of keypoints, a figure ten corners."
-        loss, n = self.LOSSES[self.settings.phase1_loss], len(b["images"])
-        logits = model(torch.cat((b["images"], b.get("figures", b["images"][:0]))))
-        photographs = loss(logits[:n], b["masks"], b["valid"])
+        "The loss on views, and that on figures, as much worth: a photograph has hundreds of keypoints, a figure ten corners."
+        loss = self.LOSSES[self.settings.phase1_loss]
+        photographs = loss(model(b["images"]), b["masks"], b["valid"])
         if not self.settings.shapes: return dict(loss=photographs)
-        figures = loss(logits[n:], b["figures_masks"], b["figures_valid"])
+        with settled(model): drawn = model(b["figures"]) if len(b["figures"]) else b["figures"]
+        figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
         return dict(loss=photographs + figures, photographs=photographs, figures=figures)
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
