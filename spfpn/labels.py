@@ -189,7 +189,7 @@ def _columns(points: Keypoints) -> dict: return dict(x=points.xy[:, 0].tolist(),
 
 def describe_teacher(teacher: Teacher | StudentDetector, size, mode: str) -> dict:
     s = teacher.selection
-    return dict(teacher=teacher.name, weights=teacher.version, height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
+    return dict(teacher=teacher.name, weights=getattr(teacher, "version", ""), height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
 
 def label_images(images: ImageSet, teacher: Teacher | StudentDetector, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, adaptation: int = 0,
                  aggregate: str = "mean", light: Callable | None = None, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
