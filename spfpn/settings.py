@@ -85,7 +85,7 @@ class Settings:
     rotation: float = 30.0             # of random views, degrees either way
     zoom: float = 1.6                  # of random views, so many times larger or smaller
     mirror: bool = False               # half of the random views: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
-    shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view; .5: one to two
+    shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view; .5: one to every second
     crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
     repeats: int = 1                   # times an epoch shows each image, each time augmented anew
