@@ -192,14 +192,14 @@ def describe_teacher(teacher: Teacher | StudentDetector, size, mode: str) -> dic
     return dict(teacher=teacher.name, weights=getattr(teacher, "version", ""), height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
 
 def label_images(images: ImageSet, teacher: Teacher | StudentDetector, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, adaptation: int = 0,
-                 aggregate: str = "mean", light: Callable | None = None, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
+                 aggregate: str = "mean", rotation: float = 30, zoom: float = 1.6, light: Callable | None = None, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
     """Keypoints of every image by `teacher`, at most `teacher.selection.max_keypoints` each, into the store at `folder`; resumes.
 
-    Columns: id, height, width, x, y, score (lists; pixels of the image as resized by `size` and `mode`), teacher. `adaptation` > 0: homographic adaptation over that many warps, every second one under another `light`.
+    Columns: id, height, width, x, y, score (lists; pixels of the image as resized by `size` and `mode`), teacher. `adaptation` > 0: homographic adaptation over that many warps, as `adapt` takes them, every second one under another `light`.
     """
-    settings = describe_teacher(teacher, size, mode) | dict(images=images.name, adaptation=adaptation) | (dict(aggregate=aggregate, light=light and light.__name__, seed=seed) if adaptation else {})
+    settings = describe_teacher(teacher, size, mode) | dict(images=images.name, adaptation=adaptation) | (dict(aggregate=aggregate, rotation=rotation, zoom=zoom, light=light and light.__name__, seed=seed) if adaptation else {})
     def work(ids, tensors):
-        if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate, light, batch) for i, t in zip(ids, tensors)])
+        if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate, light, batch, rotation, zoom) for i, t in zip(ids, tensors)])
         else: scores = teacher.scores(tensors)
         return [dict(id=i, height=t.shape[-2], width=t.shape[-1], **_columns(k), teacher=teacher.name) for i, t, k in zip(ids, tensors, teacher.points(scores))]
     with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, workers=workers, progress=progress)
@@ -211,15 +211,16 @@ def image_generator(seed: int, name: str) -> torch.Generator:
 # %% ../nbs/06_labels.ipynb #c11-ad658afd
 ERODE = 3   # px: the teacher sees the edge of a warp, and must not be believed there
 
-def adapt(teacher: Teacher | StudentDetector, image: Tensor, count: int, generator: torch.Generator, aggregate: str = "mean", light: Callable | None = None, batch: int = 1) -> Tensor:
+def adapt(teacher: Teacher | StudentDetector, image: Tensor, count: int, generator: torch.Generator, aggregate: str = "mean", light: Callable | None = None, batch: int = 1,
+          rotation: float = 30, zoom: float = 1.6) -> Tensor:
     """A teacher's score map [1, 1, H, W] of `image` [1, 1, H, W], aggregated over the image and `count` random warps of it, `batch` at once: `mean` over visits, or `max`.
 
-    `light(images, generator)`: what every second warp is seen under."""
+    Warps turn by up to `rotation` degrees either way and are up to `zoom` times larger or smaller. `light(images, generator)`: what every second warp is seen under."""
     if aggregate not in ("mean", "max"): raise ValueError(f"aggregate={aggregate!r}: mean or max")
     size = tuple(image.shape[-2:])
     total = teacher.scores(image).cpu()
     visits = torch.ones_like(total)
-    warps = [sample_homography(size, generator) for _ in range(count)]
+    warps = [sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom)) for _ in range(count)]
     def view(k, H):
         warp = warp_image(image, H)
         return light(warp, generator) if light and k % 2 else warp
@@ -279,7 +280,8 @@ def _common(settings: Settings) -> dict:
 
 def make_labels(settings: Settings, folder: str | Path, light: Callable | None = None) -> LabelStore:
     "`label_images` as `settings` say, into the store at `folder`; `light` for homographic adaptation. Raises `LabelError`, `ImageError`, `WeightsError`, `CheckpointError`."
-    return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate, light=light, **_common(settings))
+    return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate,
+                        rotation=settings.rotation, zoom=settings.zoom, light=light, **_common(settings))
 
 def make_pairs(settings: Settings, folder: str | Path) -> LabelStore:
     "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`, and `SettingsError` for a student: it has no descriptors."

@@ -25,8 +25,7 @@ from .settings import replacing
 
 # %% auto #0
 __all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'MEAN', 'STD', 'make_backbone', 'BicubicHead',
-           'ShuffleHead', 'LightHead', 'standardise', 'SPFPN', 'CheckpointError', 'save', 'read_header', 'load',
-           'StudentDetector']
+           'ShuffleHead', 'standardise', 'SPFPN', 'CheckpointError', 'save', 'read_header', 'load', 'StudentDetector']
 
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
 STRIDES = (4, 8, 16, 32)
@@ -48,8 +47,8 @@ def make_backbone(name: str, pretrained: bool, levels: int = len(STRIDES)) -> tu
 # %% ../nbs/08_model.ipynb #c08-13a7302b
 STEM = 16   # channels at stride 2, the dearest place of the network
 
-def _conv(cin: int, cout: int, kernel: int = 3) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True))
+def _conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(cin, cout, kernel, stride, (kernel - stride) // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True))
 
 def _sum(maps: list[Tensor]) -> Tensor:
     "Of all maps at the size of the first, the finest."
@@ -70,26 +69,11 @@ class BicubicHead(nn.Module):
         return F.interpolate(logits, size=gray.shape[-2:], mode="bicubic", align_corners=False)
 
 class ShuffleHead(nn.Module):
-    "Maps at strides 4–32, fused with a full-detail stem at stride 2 → four logits a cell → full resolution."
-    def __init__(self, channels: int):
-        super().__init__()
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), _conv(4, channels), _conv(channels, channels))
-        self.fuse, self.score = _conv(channels, channels), nn.Conv2d(channels, 4, 1)
-
-    @property
-    def last(self) -> nn.Module: return self.score
-
-    def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
-        detail = self.stem(gray)
-        context = F.interpolate(_sum(maps), size=detail.shape[-2:], mode="bilinear", align_corners=False)
-        return F.pixel_shuffle(self.score(self.fuse(detail + context)), 2)
-
-class LightHead(nn.Module):
     "Maps at strides 4–32, fused at stride 4 with a stem that has looked at every pixel → sixteen logits a cell → full resolution."
     def __init__(self, channels: int):
         super().__init__()
         width = channels * 3 // 2
-        self.stem = nn.Sequential(nn.PixelUnshuffle(2), _conv(4, STEM), _conv(STEM, STEM), nn.PixelUnshuffle(2), _conv(4 * STEM, width, 1))
+        self.stem = nn.Sequential(_conv(1, STEM, 6, 2), _conv(STEM, STEM), _conv(STEM, width, 2, 2))
         self.context = nn.Conv2d(channels, width, 1)
         self.fuse, self.score = nn.Sequential(_conv(width, width), _conv(width, width)), nn.Conv2d(width, 16, 1)
 
@@ -100,7 +84,7 @@ class LightHead(nn.Module):
         context = self.context(_sum(maps))
         return F.pixel_shuffle(self.score(self.fuse(self.stem(gray) + context)), 4)
 
-HEADS = dict(bicubic=BicubicHead, shuffle=ShuffleHead, light=LightHead)
+HEADS = dict(bicubic=BicubicHead, shuffle=ShuffleHead)
 
 # %% ../nbs/08_model.ipynb #c10-22053a2f
 HUB_FILE = "model.safetensors"   # what the Hugging Face hub calls it

@@ -62,7 +62,7 @@ class Settings:
     # the student
     backbone: str = "mobilenetv3_small_100"
     pretrained: bool = True            # ImageNet weights for the backbone, when they can be had
-    head: str = "shuffle"              # shuffle; light: two thirds of its time; or bicubic: the paper's
+    head: str = "shuffle"              # or bicubic: the paper's
     fpn_channels: int = 32             # the paper's student has 128
     levels: int = 4                    # of the pyramid, strides 4 to 32; fewer leave out the backbone's deep stages
     # phase 1
@@ -82,8 +82,8 @@ class Settings:
     supervised_weight: float = 1.0     # 0: the consistency loss alone, as in the paper
     # training
     batch: int = 16
-    rotation: float = 30.0             # of random views, degrees either way
-    zoom: float = 1.6                  # of random views, so many times larger or smaller
+    rotation: float = 30.0             # of random views, and of the warps of homographic adaptation: degrees either way
+    zoom: float = 1.6                  # of both: up to so many times larger or smaller
     mirror: bool = False               # half of the random views: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
     shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view; .5: one to every second
     crop: int = 0                      # train on random squares of this side; 0: on whole images
@@ -117,7 +117,7 @@ class Settings:
 # %% ../nbs/00_settings.ipynb #c08-e4c880dc
 CHOICES = dict(resize=("cover", "fit"),
                adaptation_aggregate=("mean", "max"),
-               matcher=("lightglue", "nearest"), head=("shuffle", "light", "bicubic"),
+               matcher=("lightglue", "nearest"), head=("shuffle", "bicubic"),
                phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "own"),
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=0,

