@@ -81,6 +81,7 @@ def kl_consistency(p, p_warped, m, m_warped, H, temperature: float = 1.0, target
 
 # %% ../nbs/09_losses.ipynb #c14-1fbd3ab9
 def bernoulli_kl(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
-    "KL(mask ‖ σ(logits)) pixel by pixel for masks strictly between 0 and 1, mean over (valid) pixels: the supervised term of phase 2."
+    "KL(mask ‖ σ(logits)) pixel by pixel for masks strictly between 0 and 1, mean over (valid) pixels, 0 without any: the supervised term of phase 2."
     loss = F.binary_cross_entropy_with_logits(logits.float(), mask, reduction="none") + torch.special.xlog1py(1 - mask, -mask) + torch.xlogy(mask, mask)
-    return loss.mean() if valid is None else (loss * valid).sum() / _count(valid)
+    if valid is None: valid = torch.ones_like(mask, dtype=torch.bool)
+    return (loss * valid).sum() / _count(valid)

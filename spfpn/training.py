@@ -148,6 +148,7 @@ class Phase1:
         masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
         half = out[0] // 2, out[1] // 2
         drawn = [new_figure(half, s.phase1_sigma, generator) for _ in H for _ in range(int(s.shapes + torch.rand((), generator=generator)))]
+        if len(drawn) == 1: drawn.append(new_figure(half, s.phase1_sigma, generator))   # one image alone: see `fit`
         figures, figures_masks = map(torch.cat, zip((torch.zeros(0, 1, *half),) * 2, *drawn))
         return dict(H=H, images=images, masks=masks, valid=valid_mask(H, size, out, erode=ERODE), figures=figures, figures_masks=figures_masks)
 
