@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, sleep
 
 import pandas as pd
 import torch
@@ -18,18 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .detectors import build, shipped
-from .export import runs
+from .export import RUNTIMES, runs
+from .figures import to_pil
 from .geometry import resize_image
 from .images import HELD_BACK, read_image, sample_images, to_gray
-from .keypoints import Detector, Keypoints, MapDetector, Selection
+from .keypoints import Detector, Keypoints, MapDetector, Selection, torch_threads
 from .labels import label_images
 from .model import SPFPN, load, read_header
 from .settings import Settings, replacing
 from .teachers import MAGIC_LEAP, SuperPoint, read_weights, teacher
 
 # %% auto #0
-__all__ = ['NETWORKS', 'ROWS', 'STAGES', 'Cells', 'SuperPointCells', 'XFeatCells', 'Running', 'XFeat', 'row', 'stages', 'about',
-           'benchmark', 'summary', 'save_times', 'labelling']
+__all__ = ['NETWORKS', 'ROWS', 'STAGES', 'REST', 'Cells', 'SuperPointCells', 'XFeatCells', 'Running', 'XFeat', 'row', 'stages',
+           'about', 'photographs', 'benchmark', 'summary', 'save_times', 'labelling']
 
 # %% ../nbs/research/benchmark.ipynb #rb06
 class Cells(nn.Module):
@@ -81,9 +82,9 @@ def _heatmap(network: nn.Module, runtime: str, size: tuple[int, int]) -> Callabl
 
 class Running(MapDetector):
     "A heatmap in a runtime, and our choice of keypoints."
-    def __init__(self, heatmap: Callable, selection: Selection):
+    def __init__(self, heatmap: Callable, selection: Selection, threads: int | None = None):
         super().__init__(selection)
-        self.heatmap = heatmap
+        self.heatmap, self.threads = heatmap, threads
 
     @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor: return self.heatmap(images)
@@ -119,20 +120,21 @@ def row(spec: str, path: str | Path, selection: Selection, size: tuple[int, int]
     if spec == "xfeat-own": return "XFeat (random weights), its own choice", XFeat(selection)
     if network not in NETWORKS: return spec, build(spec, selection)
     name, net = NETWORKS[network](path)
-    return f"{name}, {runtime}" if runtime else name, Running(_heatmap(net, runtime or "eager", size), selection)
+    return f"{name}, {runtime}" if runtime else name, Running(_heatmap(net, runtime or "eager", size), selection, RUNTIMES[runtime][0].threads if runtime in RUNTIMES else None)
 
 # %% ../nbs/research/benchmark.ipynb #rb09
 STAGES = ["decode", "network", "selection"]
 
 def stages(detector: Detector, path: Path, size: tuple[int, int]) -> dict[str, float]:
     "Milliseconds of each of `STAGES` from the file at `path` to the keypoints of the image at `size`."
-    times = [perf_counter()]
-    image = resize_image(to_gray(read_image(path)), size)[0][None]
-    times.append(perf_counter())
-    scores = detector.scores(image)
-    times.append(perf_counter())
-    detector.points(scores)
-    times.append(perf_counter())
+    with torch_threads(getattr(detector, "threads", None)):
+        times = [perf_counter()]
+        image = resize_image(to_gray(read_image(path)), size)[0][None]
+        times.append(perf_counter())
+        scores = detector.scores(image)
+        times.append(perf_counter())
+        detector.points(scores)
+        times.append(perf_counter())
     return {stage: 1000 * (b - a) for stage, a, b in zip(STAGES, times, times[1:])}
 
 # %% ../nbs/research/benchmark.ipynb #rb12
@@ -154,15 +156,29 @@ def about() -> str:
     "What a time depends on besides, as JSON: processor, threads, versions."
     return json.dumps(dict(processor=_processor(), threads=torch.get_num_threads(), python=platform.python_version(), **{p: version(p) for p in ("spfpn", "torch")}))
 
+REST = 0.05   # s before each turn: the idle threads of the one before spin for a while yet
+
+def photographs(folder: str | Path, size: tuple[int, int]) -> list[Path]:
+    "The held-back samples as JPEG files of `size` in a folder."
+    samples, paths = sample_images(HELD_BACK), []
+    for i, name in enumerate(samples.ids):
+        paths.append(Path(folder)/f"{Path(name).stem}.jpg")
+        to_pil(samples.load(i, size, gray=False)[0]).save(paths[-1], quality=90)
+    return paths
+
 def benchmark(student: str | Path, size: tuple[int, int] = (480, 640), rounds: int = 30, max_keypoints: int = 1000, rows=(), report: Callable = print) -> pd.DataFrame:
     """Milliseconds from an image file to keypoints, a row for each detector and round, in columns for each of `STAGES`, and `total`.
 
     `student`: a checkpoint, or the name of a shipped one. `rows`: as `row` takes them; `ROWS` when empty. One that cannot run here, or is not known, is left out, and `report` called with the reason. Raises `CheckpointError`, and `ValueError` when nothing is left."""
     path, selection = Path(shipped().get(str(student), student)), Selection(max_keypoints, subpixel=True)
     read_header(path)
-    photos = sample_images(HELD_BACK).paths
-    ready = [one for spec in rows or ROWS if (one := _ready(spec, path, selection, photos[0], size, report))]
-    times = [dict(row=name, round=i, **stages(detector, photos[i % len(photos)], size)) for i in range(rounds) for name, detector in ready]
+    def rested(*turn) -> dict[str, float]:
+        sleep(REST)
+        return stages(*turn)
+    with TemporaryDirectory() as folder:
+        photos = photographs(folder, size)
+        ready = [one for spec in rows or ROWS if (one := _ready(spec, path, selection, photos[0], size, report))]
+        times = [dict(row=name, round=i, **rested(detector, photos[i % len(photos)], size)) for i in range(rounds) for name, detector in ready]
     if not times: raise ValueError("nothing to time: rounds is 0, or no row can run here")
     return pd.DataFrame(times).assign(total=lambda t: t[STAGES].sum(axis=1), height=size[0], width=size[1], keypoints=max_keypoints, about=about())
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import model as student
 from .images import ImageError, _array, digest, read_image, to_gray
-from .keypoints import Detector, Keypoints, MapDetector, Selection, select_points
+from .keypoints import Detector, Keypoints, MapDetector, Selection, select_points, torch_threads
 from .settings import pick_device
 from .teachers import TEACHERS, teacher
 
@@ -185,8 +185,9 @@ class EasyDetector:
 
     def detect(self, images) -> Keypoints | list[Keypoints]:
         "`Keypoints` of one image, in pixels of it, best first; of a batch [B, C, H, W] in [0, 1] a list of them. Raises `ImageError` as `as_image` does."
-        if isinstance(images, Tensor) and images.dim() == 4: return self.detector.detect(images)
-        return self.detector.detect(to_gray(as_image(images))[None])[0]
+        with torch_threads(getattr(self.detector, "threads", None)):
+            if isinstance(images, Tensor) and images.dim() == 4: return self.detector.detect(images)
+            return self.detector.detect(to_gray(as_image(images))[None])[0]
 
 def load(name: str | Path = DEFAULT, max_keypoints: int = 1000, nms_radius: int = 4, threshold: float = 0.0, subpixel: bool = True, device: str = "cpu") -> EasyDetector:
     """A detector for images as they come: the package's student, or whatever `build` takes. Also known as `spfpn.load`.

@@ -115,12 +115,13 @@ def _run_pt2(files: Files, size=None) -> Callable:
     return lambda images: list(network(images))
 
 class Format(NamedTuple):
-    "How a format is written, and run; `ends`: of its files' names, the last of which names the whole."
+    "How a format is written, and run; `ends`: of its files' names, the last of which names the whole; `threads`: of PyTorch beside it, whose idle threads spin for milliseconds on the cores that another runtime wants."
     ends: tuple[str, ...]
     write: Callable
     run: Callable
+    threads: int | None = 1
 
-FORMATS = {"onnx": Format((".onnx",), _to_onnx, _run_onnx), "openvino": Format((".bin", ".xml"), _to_openvino, _run_openvino), "torch-export": Format((".pt2",), _to_pt2, _run_pt2)}
+FORMATS = {"onnx": Format((".onnx",), _to_onnx, _run_onnx), "openvino": Format((".bin", ".xml"), _to_openvino, _run_openvino), "torch-export": Format((".pt2",), _to_pt2, _run_pt2, None)}
 
 def format_named(name: str) -> Format:
     "One of `FORMATS`. Raises `ValueError` for an unknown one."
@@ -220,7 +221,7 @@ class RuntimeDetector(MapDetector):
         super().__init__(selection)
         (kind, run), path = runtime_named(runtime), Path(shipped().get(str(path_or_name), path_or_name))
         exported = path.suffix in kind.ends
-        self.size, self.run = size and tuple(size), _read(path, kind, run, size) if exported else runs(student.load(path), runtime, size)
+        self.threads, self.size, self.run = kind.threads, size and tuple(size), _read(path, kind, run, size) if exported else runs(student.load(path), runtime, size)
         weights = [path.with_suffix(end) for end in kind.ends] if exported else [path]
         self.name, self.version = f"{path.stem} ({runtime})", " ".join(map(str, (digest(*weights), runtime, *(size or ()))))
 

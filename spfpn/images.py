@@ -43,7 +43,7 @@ def _from_16_bit(pixels: np.ndarray) -> np.ndarray:
 
 def _array(image: Image.Image) -> np.ndarray:
     "Pixels as float [H, W] or [H, W, 3] in [0, 1]."
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)   # it copies, needed or not
     if image.mode.startswith("I"): return _from_16_bit(np.asarray(image))
     if image.mode == "F": raise ValueError("floating-point pixels have no known range")
     if image.mode not in ("L", "RGB"): image = image.convert("L" if image.mode in ("1", "LA") else "RGB")

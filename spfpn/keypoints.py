@@ -5,6 +5,7 @@
 # %% ../nbs/04_keypoints.ipynb #c02-848ee6a7
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from .geometry import inside
 
 # %% auto #0
-__all__ = ['Keypoints', 'local_maxima', 'Selection', 'extract', 'select_points', 'Detector', 'MapDetector']
+__all__ = ['Keypoints', 'local_maxima', 'Selection', 'extract', 'select_points', 'Detector', 'torch_threads', 'MapDetector']
 
 # %% ../nbs/04_keypoints.ipynb #c05-5094765a
 @dataclass(frozen=True)
@@ -129,10 +130,20 @@ class Detector(Protocol):
         "Keypoints of each image of a batch [B, C, H, W] in [0, 1], best first."
         ...
 
+@contextmanager
+def torch_threads(count: int | None):
+    "PyTorch on so many threads, and then again on as many as before. None: nothing changes."
+    before = torch.get_num_threads()
+    if count: torch.set_num_threads(count)
+    try: yield
+    finally:
+        if count: torch.set_num_threads(before)
+
 class MapDetector:
     "A detector by way of a score map: subclasses give `name` and `scores(images [B, C, H, W]) -> [B, 1, H, W]`."
     name: str
     version: str = ""
+    threads: int | None = None   # of PyTorch while it detects; None: all that PyTorch has
     def __init__(self, selection: Selection = Selection()): self.selection = selection
     def scores(self, images: Tensor) -> Tensor: raise NotImplementedError
     def points(self, scores: Tensor) -> list[Keypoints]:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import spfpn.export
 from spfpn.benchmark import SuperPointCells, XFeat
 from spfpn.cli import app
+from spfpn.detectors import EasyDetector
 from spfpn.export import Format, RuntimeDetector, export_student
 from spfpn.images import HELD_BACK, sample_images, warped_samples
 from spfpn.keypoints import Selection, extract
@@ -80,6 +81,16 @@ def test_a_detector_from_an_exported_file_finds_what_the_student_finds(student, 
     for ours, its in zip(StudentDetector(load(student), choice).detect(images), RuntimeDetector(exported, "onnx", choice).detect(images.expand(-1, 3, -1, -1))):
         near = (ours.xy[:, None] - its.xy).norm(dim=-1).min(1).values
         assert len(ours) == len(its) and (near < .01).float().mean() >= .98 and (ours.xy != ours.xy.round()).any()
+
+
+def test_a_runtime_has_the_cores_and_pytorch_gets_its_threads_back(exported, monkeypatch):
+    detector, seen, before = RuntimeDetector(exported, "onnx"), [], torch.get_num_threads()
+    monkeypatch.setattr(detector, "run", lambda images: seen.append(torch.get_num_threads()) or 1 / 0)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError): EasyDetector(detector).detect(np.zeros((64, 96), np.float32))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally: torch.set_num_threads(before)
 
 
 def test_detecting_in_a_runtime_and_measuring_it(student, exported, tmp_path):
