@@ -15,7 +15,7 @@ NBS = Path(__file__).resolve().parents[1]/"nbs"
 IMAGES, SIZE = NBS/"images", (240, 150)
 # of which stored figure, counted from 0, and from which pixel on (left, top) `scale` times SIZE is cut; the others are shown whole
 CUTS = {"00_settings": (0, 328, 45), "01_geometry": (0, 656, 45), "02_images": (1, 648, 65, 8 / 3), "03_shapes": (0, 1312, 45), "04_keypoints": (0, 0, 318), "05_teachers": (0, 0, 45), "06_labels": (1, 328, 318),
-        "07_masks": (0, 336, 35, 2 / 3), "08_model": (0, 328, 45), "10_detectors": (0, 0, 45), "11_views": (0, 0, 20), "12_protocols": (0, 0, 45), "14_figures": (6, 0, 35, 5 / 3), "15_training": (2, 168, 323),
+        "07_masks": (0, 336, 35, 2 / 3), "08_model": (0, 328, 45), "10_detectors": (0, 0, 45), "11_views": (0, 0, 20), "12_protocols": (0, 0, 45), "14_figures": (6, 0, 35, 5 / 3), "15_training": (3, 168, 323),
         "16_widgets": (3, 164, 20), "18_report": (0, 0, 0, 4.6), "19_cli": (0, 0, 12, 2.5), "20_export": (0, 0, 45)}
 
 
