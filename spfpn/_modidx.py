@@ -212,6 +212,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'spfpn.images.folder_images': ('images.html#folder_images', 'spfpn/images.py'),
                               'spfpn.images.held_back': ('images.html#held_back', 'spfpn/images.py'),
                               'spfpn.images.hpatches': ('images.html#hpatches', 'spfpn/images.py'),
+                              'spfpn.images.is_turned': ('images.html#is_turned', 'spfpn/images.py'),
                               'spfpn.images.open_clips': ('images.html#open_clips', 'spfpn/images.py'),
                               'spfpn.images.open_images': ('images.html#open_images', 'spfpn/images.py'),
                               'spfpn.images.open_sequences': ('images.html#open_sequences', 'spfpn/images.py'),

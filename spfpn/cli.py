@@ -318,8 +318,9 @@ def _detector(spec: str, runtime: str | None, max_keypoints: int, nms_radius: in
 def _warn_of_turned(paths):
     "COLMAP takes pixels as they lie in the file: keypoints of an image that its EXIF tag turns would lie elsewhere."
     from PIL import Image
+    from spfpn.images import is_turned
     for path in paths:
-        with Image.open(path) as image: turned = image.getexif().get(0x0112, 1) != 1
+        with Image.open(path) as image: turned = is_turned(image)
         if turned: typer.echo(f"warning: {path}: its EXIF tag turns it, which COLMAP does not do; turn the file itself (exiftran -ai, mogrify -auto-orient) and detect again", err=True)
 
 def _show_keypoints(found: dict, out: Path | None, as_json: bool, as_csv: bool):

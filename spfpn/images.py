@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np, skimage, torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from .geometry import resize_image, sample_homography, translation, warp_image
@@ -20,7 +20,7 @@ from .settings import data_dir, project_root
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'FORMATS', 'MOST_PIXELS', 'TRAIN_SAMPLES', 'HELD_BACK', 'COCO_LAYOUT', 'HPATCHES_LAYOUT', 'LARGE',
-           'MOST_WARPED', 'ImageError', 'printable', 'read_image', 'to_gray', 'ImageSet', 'find_images',
+           'MOST_WARPED', 'ImageError', 'printable', 'is_turned', 'read_image', 'to_gray', 'ImageSet', 'find_images',
            'folder_images', 'sample_images', 'data_folder', 'coco_images', 'open_images', 'digest', 'Pair', 'Clip',
            'PlanarSequence', 'SequenceSet', 'read_homography', 'planar_sequences', 'hpatches', 'held_back',
            'warped_images', 'warped_samples', 'warped_folder', 'open_sequences', 'open_clips']
@@ -41,9 +41,13 @@ def _from_16_bit(pixels: np.ndarray) -> np.ndarray:
     if pixels.min() < 0 or pixels.max() > 65535: raise ValueError("32-bit pixels have no known range")
     return pixels.astype(np.float32) / 65535
 
+def is_turned(image: Image.Image) -> bool:
+    "Whether its EXIF tag says that it does not lie in the file as it is to be seen."
+    return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+
 def _array(image: Image.Image) -> np.ndarray:
     "Pixels as float [H, W] or [H, W, 3] in [0, 1]."
-    if image.getexif().get(0x0112, 1) != 1: image = ImageOps.exif_transpose(image)   # it copies, needed or not
+    if is_turned(image): image = ImageOps.exif_transpose(image)   # it copies, needed or not
     if image.mode.startswith("I"): return _from_16_bit(np.asarray(image))
     if image.mode == "F": raise ValueError("floating-point pixels have no known range")
     if image.mode not in ("L", "RGB"): image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
