@@ -29,8 +29,8 @@ from .settings import Settings, replacing
 from .teachers import MAGIC_LEAP, SuperPoint, read_weights, teacher
 
 # %% auto #0
-__all__ = ['NETWORKS', 'ROWS', 'STAGES', 'REST', 'Cells', 'SuperPointCells', 'XFeatCells', 'Running', 'XFeat', 'row', 'stages',
-           'about', 'photographs', 'benchmark', 'summary', 'save_times', 'labelling']
+__all__ = ['NETWORKS', 'ROWS', 'STAGES', 'REST', 'Cells', 'SuperPointCells', 'XFeatCells', 'Running', 'XFeat', 'row',
+           'photographs', 'stages', 'about', 'benchmark', 'summary', 'save_times', 'labelling']
 
 # %% ../nbs/research/benchmark.ipynb #rb06
 class Cells(nn.Module):
@@ -125,6 +125,14 @@ def row(spec: str, path: str | Path, selection: Selection, size: tuple[int, int]
 # %% ../nbs/research/benchmark.ipynb #rb09
 STAGES = ["decode", "network", "selection"]
 
+def photographs(folder: str | Path, size: tuple[int, int]) -> list[Path]:
+    "The held-back samples as JPEG files of `size` in a folder."
+    samples, paths = sample_images(HELD_BACK), []
+    for i, name in enumerate(samples.ids):
+        paths.append(Path(folder)/f"{Path(name).stem}.jpg")
+        to_pil(samples.load(i, size, gray=False)[0]).save(paths[-1], quality=90)
+    return paths
+
 def stages(detector: Detector, path: Path, size: tuple[int, int]) -> dict[str, float]:
     "Milliseconds of each of `STAGES` from the file at `path` to the keypoints of the image at `size`."
     with torch_threads(getattr(detector, "threads", None)):
@@ -157,14 +165,6 @@ def about() -> str:
     return json.dumps(dict(processor=_processor(), threads=torch.get_num_threads(), python=platform.python_version(), **{p: version(p) for p in ("spfpn", "torch")}))
 
 REST = 0.05   # s before each turn: the idle threads of the one before spin for a while yet
-
-def photographs(folder: str | Path, size: tuple[int, int]) -> list[Path]:
-    "The held-back samples as JPEG files of `size` in a folder."
-    samples, paths = sample_images(HELD_BACK), []
-    for i, name in enumerate(samples.ids):
-        paths.append(Path(folder)/f"{Path(name).stem}.jpg")
-        to_pil(samples.load(i, size, gray=False)[0]).save(paths[-1], quality=90)
-    return paths
 
 def benchmark(student: str | Path, size: tuple[int, int] = (480, 640), rounds: int = 30, max_keypoints: int = 1000, rows=(), report: Callable = print) -> pd.DataFrame:
     """Milliseconds from an image file to keypoints, a row for each detector and round, in columns for each of `STAGES`, and `total`.

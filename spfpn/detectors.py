@@ -5,7 +5,7 @@
 # %% ../nbs/10_detectors.ipynb #c02-e58a845b
 from __future__ import annotations
 
-import importlib, importlib.util, sys, zlib
+import importlib, importlib.util, re, sys, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -23,9 +24,9 @@ from .settings import pick_device
 from .teachers import TEACHERS, teacher
 
 # %% auto #0
-__all__ = ['fast', 'sift', 'WEIGHTS', 'CLASSICAL', 'FULL', 'DEFAULT', 'harris', 'shi', 'gray_arrays', 'ResponseDetector',
-           'opencv_points', 'chance', 'PointDetector', 'shipped', 'own_function', 'own_points', 'build', 'as_image',
-           'EasyDetector', 'load']
+__all__ = ['fast', 'sift', 'WEIGHTS', 'SCALES', 'CLASSICAL', 'FULL', 'DEFAULT', 'harris', 'shi', 'gray_arrays',
+           'ResponseDetector', 'opencv_points', 'chance', 'PointDetector', 'shipped', 'own_function', 'own_points',
+           'AtScales', 'build', 'as_image', 'EasyDetector', 'load']
 
 # %% ../nbs/10_detectors.ipynb #c06-fa036dc2
 def harris(image: np.ndarray) -> np.ndarray:
@@ -123,6 +124,26 @@ def own_points(spec: str, function: Callable) -> Callable:
         return found[:, :2], found[:, 2] if found.shape[1] == 3 else np.arange(len(found), 0, -1)
     return points
 
+# %% ../nbs/10_detectors.ipynb #c15t-scales02
+SCALES = r"(.+)@(\d+\.?\d*(?:\+\d+\.?\d*)*)"
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor: return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+class AtScales(MapDetector):
+    "A detector that scores pixels, asked about copies of an image `scales` times its size: the mean of what it says, brought back to the image. Raises ValueError for one that scores none, and for a scale of 0."
+    def __init__(self, detector: Detector, scales: tuple[float, ...]):
+        super().__init__(detector.selection)
+        self.name = f"{detector.name}@{'+'.join(f'{s:g}' for s in scales)}"
+        if not hasattr(detector, "scores"): raise ValueError(f"detector {self.name!r}: {detector.name} gives points and no score for each pixel, which is what could be averaged over scales")
+        if not all(scales): raise ValueError(f"detector {self.name!r}: scales must be above 0")
+        self.detector, self.scales, self.points = detector, scales, detector.points
+        self.version = detector.version and f"{detector.version} {scales}"
+
+    def scores(self, images: Tensor) -> Tensor:
+        size = tuple(images.shape[-2:])
+        asked = [images if s == 1 else _resized(images, tuple(max(1, round(s * n)) for n in size)) for s in self.scales]
+        return torch.stack([_resized(self.detector.scores(copy), size) for copy in asked]).mean(0)
+
 # %% ../nbs/10_detectors.ipynb #c16-dbb9364c
 CLASSICAL = dict(harris=(ResponseDetector, harris), shi=(ResponseDetector, shi), fast=(PointDetector, fast), sift=(PointDetector, sift), random=(PointDetector, chance))
 
@@ -131,9 +152,10 @@ def _student(path: Path, name: str, selection: Selection, device) -> Detector: r
 def build(spec: str | Path, selection: Selection = Selection(), device: str = 'cpu') -> Detector:
     """The detector that `spec` names: one of `CLASSICAL`, one of the teachers, one of `shipped`, the path of a student (`*.safetensors`), or a function as `own_function` takes it.
 
-    `selection` decides which places become keypoints, `device` where a network runs.
+    `NAME@1+1.5`: any of them that scores pixels, `AtScales`. `selection` decides which places become keypoints, `device` where a network runs.
     Raises ValueError for an unknown name, `CheckpointError` (one too) for a checkpoint that is not there or not whole."""
     name, ours = str(spec), shipped()
+    if at := re.fullmatch(SCALES, name): return AtScales(build(at[1], selection, device), tuple(map(float, at[2].split("+"))))
     if name in CLASSICAL:
         kind, function = CLASSICAL[name]
         return kind(name, function, selection, f"opencv {cv2.__version__}, numpy {np.__version__}")

@@ -17,16 +17,18 @@ from tqdm import tqdm
 
 from . import teachers
 from .detectors import build
-from .geometry import sample_homography, valid_mask, warp_image, warp_points
+from .geometry import inside, sample_homography, valid_mask, warp_image, warp_points
 from .images import ImageError, ImageSet, open_images
 from .keypoints import Keypoints, Selection
+from .masks import blob_mask
 from .model import StudentDetector
 from .settings import Settings, SettingsError, agreed, ahead, alone, everyones, in_turn, pick_device, rank, ranks, replacing
 from .teachers import Matcher, Teacher
 
 # %% auto #0
-__all__ = ['GROUP', 'GROUPS_KEPT', 'POINTS', 'ERODE', 'FAINT', 'LabelError', 'LabelStore', 'points_of', 'fill', 'skipped_images',
-           'describe_teacher', 'label_images', 'image_generator', 'adapt', 'match_images', 'make_labels', 'make_pairs']
+__all__ = ['GROUP', 'GROUPS_KEPT', 'POINTS', 'ERODE', 'VOTES', 'VOTE_SIGMA', 'FAINT', 'LabelError', 'LabelStore', 'points_of',
+           'fill', 'skipped_images', 'describe_teacher', 'label_images', 'image_generator', 'adapt', 'match_images',
+           'make_labels', 'make_pairs']
 
 # %% ../nbs/06_labels.ipynb #c05-a4794d8c
 GROUP, GROUPS_KEPT = 8, 1024   # rows that are read together; how many such groups stay in memory: some 30 MB of them, with 250 points a row
@@ -192,14 +194,14 @@ def describe_teacher(teacher: Teacher | StudentDetector, size, mode: str) -> dic
     return dict(teacher=teacher.name, weights=getattr(teacher, "version", ""), height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
 
 def label_images(images: ImageSet, teacher: Teacher | StudentDetector, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, adaptation: int = 0,
-                 aggregate: str = "mean", rotation: float = 30, zoom: float = 1.6, light: Callable | None = None, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
+                 aggregate: str = "mean", rotation: float = 30, zoom: float = 1.6, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
     """Keypoints of every image by `teacher`, at most `teacher.selection.max_keypoints` each, into the store at `folder`; resumes.
 
-    Columns: id, height, width, x, y, score (lists; pixels of the image as resized by `size` and `mode`), teacher. `adaptation` > 0: homographic adaptation over that many warps, as `adapt` takes them, every second one under another `light`.
+    Columns: id, height, width, x, y, score (lists; pixels of the image as resized by `size` and `mode`), teacher. `adaptation` > 0: homographic adaptation over that many warps, as `adapt` takes them.
     """
-    settings = describe_teacher(teacher, size, mode) | dict(images=images.name, adaptation=adaptation) | (dict(aggregate=aggregate, rotation=rotation, zoom=zoom, light=light and light.__name__, seed=seed) if adaptation else {})
+    settings = describe_teacher(teacher, size, mode) | dict(images=images.name, adaptation=adaptation) | (dict(aggregate=aggregate, rotation=rotation, zoom=zoom, seed=seed) if adaptation else {})
     def work(ids, tensors):
-        if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate, light, batch, rotation, zoom) for i, t in zip(ids, tensors)])
+        if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate, batch, rotation, zoom) for i, t in zip(ids, tensors)])
         else: scores = teacher.scores(tensors)
         return [dict(id=i, height=t.shape[-2], width=t.shape[-1], **_columns(k), teacher=teacher.name) for i, t, k in zip(ids, tensors, teacher.points(scores))]
     with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, workers=workers, progress=progress)
@@ -210,29 +212,36 @@ def image_generator(seed: int, name: str) -> torch.Generator:
 
 # %% ../nbs/06_labels.ipynb #c11-ad658afd
 ERODE = 3   # px: the teacher sees the edge of a warp, and must not be believed there
+VOTES, VOTE_SIGMA = 300, 1.0   # of a view; px
 
-def adapt(teacher: Teacher | StudentDetector, image: Tensor, count: int, generator: torch.Generator, aggregate: str = "mean", light: Callable | None = None, batch: int = 1,
-          rotation: float = 30, zoom: float = 1.6) -> Tensor:
-    """A teacher's score map [1, 1, H, W] of `image` [1, 1, H, W], aggregated over the image and `count` random warps of it, `batch` at once: `mean` over visits, or `max`.
+def _votes(points: Keypoints, back: Tensor, seen: Tensor) -> Tensor:
+    "Blobs [1, H, W] where a view's best keypoints lie in the image, of those that lie where the image is `seen` [1, H, W]."
+    xy = warp_points(points.xy, back)
+    xy = xy[inside(xy, seen.shape[-2:])]
+    x, y = xy.round().long().unbind(-1)
+    return blob_mask(xy[seen[0, y, x]][:VOTES], seen.shape[-2:], VOTE_SIGMA)
 
-    Warps turn by up to `rotation` degrees either way and are up to `zoom` times larger or smaller. `light(images, generator)`: what every second warp is seen under."""
-    if aggregate not in ("mean", "max"): raise ValueError(f"aggregate={aggregate!r}: mean or max")
+def adapt(teacher: Teacher | StudentDetector, image: Tensor, count: int, generator: torch.Generator, aggregate: str = "mean", batch: int = 1, rotation: float = 30, zoom: float = 1.6) -> Tensor:
+    """A teacher's score map [1, 1, H, W] of `image` [1, 1, H, W], aggregated over the image and `count` random warps of it, `batch` at once: `mean` over visits, `max`, or `votes`: of the visits' keypoints, in [0, 1].
+
+    Warps turn by up to `rotation` degrees either way and are up to `zoom` times larger or smaller."""
+    if aggregate not in ("mean", "max", "votes"): raise ValueError(f"aggregate={aggregate!r}: mean, max or votes")
     size = tuple(image.shape[-2:])
-    total = teacher.scores(image).cpu()
-    visits = torch.ones_like(total)
+    def brought_back(scores, back, seen):
+        if aggregate == "votes": return torch.stack([_votes(*view) for view in zip(teacher.points(scores), back, seen)])
+        return warp_image(scores, back).clamp_min(0) * seen
     warps = [sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom)) for _ in range(count)]
-    def view(k, H):
-        warp = warp_image(image, H)
-        return light(warp, generator) if light and k % 2 else warp
+    everywhere = torch.ones(1, 1, *size, dtype=torch.bool)
+    total, visits = brought_back(teacher.scores(image).cpu(), torch.eye(3, dtype=torch.float64)[None], everywhere), everywhere.float()
     for k in range(0, count, batch):
         H = torch.stack(warps[k:k + batch])
         back = torch.linalg.inv(H)
         # seen there and back: the pixel lies in the warp, away from the warp's edge
         seen = valid_mask(back, size) & (warp_image(valid_mask(H, size, erode=ERODE).float(), back) > 0.999)
-        scores = warp_image(teacher.scores(torch.cat([view(k + i, h) for i, h in enumerate(H)])).cpu(), back).clamp_min(0) * seen
-        total = total + scores.sum(0) if aggregate == "mean" else torch.maximum(total, scores.amax(0))
+        found = brought_back(teacher.scores(warp_image(image.expand(len(H), -1, -1, -1), H)).cpu(), back, seen)
+        total = torch.maximum(total, found.amax(0)) if aggregate == "max" else total + found.sum(0)
         visits = visits + seen.sum(0)
-    return total / visits if aggregate == "mean" else total
+    return total if aggregate == "max" else total / visits
 
 # %% ../nbs/06_labels.ipynb #c18-c0810cdd
 def _match(teacher: Teacher, match: Matcher, image: Tensor, points: Keypoints, H: Tensor, verify: float) -> dict:
@@ -278,10 +287,10 @@ def _common(settings: Settings) -> dict:
     batch = settings.label_batch or (1 if pick_device(settings.device).type == "cpu" else 8)
     return dict(size=settings.size, mode=settings.resize, batch=batch, seed=settings.seed, workers=settings.workers)
 
-def make_labels(settings: Settings, folder: str | Path, light: Callable | None = None) -> LabelStore:
-    "`label_images` as `settings` say, into the store at `folder`; `light` for homographic adaptation. Raises `LabelError`, `ImageError`, `WeightsError`, `CheckpointError`."
+def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
+    "`label_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`, `CheckpointError`."
     return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate,
-                        rotation=settings.rotation, zoom=settings.zoom, light=light, **_common(settings))
+                        rotation=settings.rotation, zoom=settings.zoom, **_common(settings))
 
 def make_pairs(settings: Settings, folder: str | Path) -> LabelStore:
     "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`, and `SettingsError` for a student: it has no descriptors."

@@ -52,7 +52,7 @@ class Settings:
     label_threshold: float = 0.0       # lowest teacher score of a label
     label_nms_radius: int = 4
     adaptation: int = 0                # homographies of homographic adaptation; 0: off
-    adaptation_aggregate: str = "mean" # mean over visits, or max
+    adaptation_aggregate: str = "mean" # mean over visits, max, or votes of the keypoints found
     label_batch: int = 0               # images that the teacher sees at once; 0: one on a processor, whose caches hold no more, eight elsewhere
     # matched pairs
     matcher: str = "lightglue"         # lightglue, or nearest: mutual nearest neighbours
@@ -74,7 +74,7 @@ class Settings:
     phase1_sigma: float = 1.2          # width of a blob, or of the penalty-reduced zone around a keypoint
     # phase 2
     phase2_loss: str = "huber"         # huber or kl, on matched pairs; own: phase 1's, on the student's own labels
-    views: int = 16                    # warps of each photograph that the student's own labels are the mean of
+    views: int = 16                    # warps of each photograph that the student's own labels come from
     phase2_epochs: int = 4
     phase2_lr: float = 5e-4
     phase2_sigma: float = 1.2          # width of a blob
@@ -116,7 +116,7 @@ class Settings:
 
 # %% ../nbs/00_settings.ipynb #c08-e4c880dc
 CHOICES = dict(resize=("cover", "fit"),
-               adaptation_aggregate=("mean", "max"),
+               adaptation_aggregate=("mean", "max", "votes"),
                matcher=("lightglue", "nearest"), head=("shuffle", "bicubic"),
                phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "own"),
                precision=("auto", "bfloat16", "float32"))

@@ -193,8 +193,10 @@ class Phase2:
 
 # %% ../nbs/15_training.ipynb #c11b-agree002
 class Own(Phase1):
-    "Phase 1's task on the student's own labels."
+    "Phase 1's task on the student's own labels, with blobs of phase 2's width."
     name = "phase2"
+
+    def __init__(self, examples: Examples, settings: Settings): super().__init__(examples, settings.replace(phase1_sigma=settings.phase2_sigma))
 
 # %% ../nbs/15_training.ipynb #c14-8c7fd6cc
 WATCH = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
@@ -438,7 +440,7 @@ def phase2_labels(settings: Settings, out: str | Path, start: str | Path) -> Pat
     Raises what `make_labels` does, and `TrainingError` when there can be none."""
     if settings.phase2_loss == "own":
         _blobs_student(start)
-        make_labels(settings.replace(teacher=str(start), adaptation=settings.views), Path(out)/"own", photometric)
+        make_labels(settings.replace(teacher=str(start), adaptation=settings.views), Path(out)/"own")
         return Path(out)/"own"
     if not settings.pairs_per_image: raise TrainingError(f"pairs_per_image=0: there are no pairs, and phase2_loss={settings.phase2_loss} learns from them. Set phase2_loss=own, or label with pairs_per_image=1")
     return Path(out)/"pairs"
