@@ -137,7 +137,7 @@ class AtScales(MapDetector):
         if not hasattr(detector, "scores"): raise ValueError(f"detector {self.name!r}: {detector.name} gives points and no score for each pixel, which is what could be averaged over scales")
         if not all(scales): raise ValueError(f"detector {self.name!r}: scales must be above 0")
         self.detector, self.scales, self.points = detector, scales, detector.points
-        self.version = detector.version and f"{detector.version} {scales}"
+        self.version, self.device = detector.version and f"{detector.version} {scales}", getattr(detector, "device", "cpu")
 
     def scores(self, images: Tensor) -> Tensor:
         size = tuple(images.shape[-2:])

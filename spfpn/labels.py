@@ -222,7 +222,7 @@ def _votes(points: Keypoints, back: Tensor, seen: Tensor) -> Tensor:
     return blob_mask(xy[seen[0, y, x]][:VOTES], seen.shape[-2:], VOTE_SIGMA)
 
 def adapt(teacher: Teacher | StudentDetector, image: Tensor, count: int, generator: torch.Generator, aggregate: str = "mean", batch: int = 1, rotation: float = 30, zoom: float = 1.6) -> Tensor:
-    """A teacher's score map [1, 1, H, W] of `image` [1, 1, H, W], aggregated over the image and `count` random warps of it, `batch` at once: `mean` over visits, `max`, or `votes`: of the visits' keypoints, in [0, 1].
+    """A teacher's score map [1, 1, H, W] of `image` [1, 1, H, W], aggregated over the image and `count` random warps of it, `batch` at once: `mean` over visits, `max`, or `votes`: of the best 300 keypoints of each visit (of `teacher.selection`, where that has fewer), in [0, 1].
 
     Warps turn by up to `rotation` degrees either way and are up to `zoom` times larger or smaller."""
     if aggregate not in ("mean", "max", "votes"): raise ValueError(f"aggregate={aggregate!r}: mean, max or votes")
