@@ -20,13 +20,13 @@ from torch import Tensor
 from . import model as student
 from .images import ImageError, _array, digest, read_image, to_gray
 from .keypoints import Detector, Keypoints, MapDetector, Selection, select_points, torch_threads
-from .settings import pick_device
+from .settings import SCALES, pick_device
 from .teachers import TEACHERS, teacher
 
 # %% auto #0
-__all__ = ['fast', 'sift', 'WEIGHTS', 'SCALES', 'CLASSICAL', 'FULL', 'DEFAULT', 'harris', 'shi', 'gray_arrays',
-           'ResponseDetector', 'opencv_points', 'chance', 'PointDetector', 'shipped', 'own_function', 'own_points',
-           'AtScales', 'build', 'as_image', 'EasyDetector', 'load']
+__all__ = ['fast', 'sift', 'WEIGHTS', 'CLASSICAL', 'FULL', 'DEFAULT', 'harris', 'shi', 'gray_arrays', 'ResponseDetector',
+           'opencv_points', 'chance', 'PointDetector', 'shipped', 'own_function', 'own_points', 'AtScales', 'build',
+           'as_image', 'EasyDetector', 'load']
 
 # %% ../nbs/10_detectors.ipynb #c06-fa036dc2
 def harris(image: np.ndarray) -> np.ndarray:
@@ -125,8 +125,6 @@ def own_points(spec: str, function: Callable) -> Callable:
     return points
 
 # %% ../nbs/10_detectors.ipynb #c15t-scales02
-SCALES = r"(.+)@(\d+\.?\d*(?:\+\d+\.?\d*)*)"
-
 def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor: return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 class AtScales(MapDetector):
@@ -155,7 +153,7 @@ def build(spec: str | Path, selection: Selection = Selection(), device: str = 'c
     `NAME@1+1.5`: any of them that scores pixels, `AtScales`. `selection` decides which places become keypoints, `device` where a network runs.
     Raises ValueError for an unknown name, `CheckpointError` (one too) for a checkpoint that is not there or not whole."""
     name, ours = str(spec), shipped()
-    if at := re.fullmatch(SCALES, name): return AtScales(build(at[1], selection, device), tuple(map(float, at[2].split("+"))))
+    if at := re.fullmatch(f"(.+)@({SCALES})", name): return AtScales(build(at[1], selection, device), tuple(map(float, at[2].split("+"))))
     if name in CLASSICAL:
         kind, function = CLASSICAL[name]
         return kind(name, function, selection, f"opencv {cv2.__version__}, numpy {np.__version__}")

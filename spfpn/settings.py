@@ -5,7 +5,7 @@
 # %% ../nbs/00_settings.ipynb #c03-6d2227f7
 from __future__ import annotations
 
-import atexit, configparser, math, os, shutil, typing
+import atexit, configparser, math, os, re, shutil, typing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +20,10 @@ from safetensors import SafetensorError
 from torch import Tensor, distributed
 
 # %% auto #0
-__all__ = ['CHOICES', 'AT_LEAST', 'TEACHERS', 'ABOVE_ZERO', 'TYPES', 'TRUTHS', 'SettingsError', 'Settings', 'project_root',
-           'settings_file', 'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'launched', 'pick_device', 'rank',
-           'ranks', 'everyones', 'agreed', 'spread', 'mean_over_ranks', 'in_turn', 'ahead', 'FolderError', 'alone',
-           'replacing']
+__all__ = ['CHOICES', 'AT_LEAST', 'TEACHERS', 'SCALES', 'ABOVE_ZERO', 'TYPES', 'TRUTHS', 'SettingsError', 'Settings',
+           'project_root', 'settings_file', 'outputs_dir', 'data_dir', 'profiles', 'load_profile', 'launched',
+           'pick_device', 'rank', 'ranks', 'everyones', 'agreed', 'spread', 'mean_over_ranks', 'in_turn', 'ahead',
+           'FolderError', 'alone', 'replacing']
 
 # %% ../nbs/00_settings.ipynb #c06-958b4766
 class SettingsError(ValueError):
@@ -47,7 +47,7 @@ class Settings:
     sequence_limit: int = 0
     frames: str = ""                   # a folder of video frames, for T1
     # labels
-    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, or the path of a checkpoint (then pairs_per_image=0)
+    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, the path of a checkpoint, either @1+1.5 (then pairs_per_image=0)
     max_keypoints: int = 250           # per image, the best by score
     label_threshold: float = 0.0       # lowest teacher score of a label
     label_nms_radius: int = 4
@@ -75,6 +75,7 @@ class Settings:
     # phase 2
     phase2_loss: str = "huber"         # huber or kl, on matched pairs; own: phase 1's, on the student's own labels
     views: int = 16                    # warps of each photograph that the student's own labels come from
+    scales: str = "1"                  # of a view at which the student is asked about it; 1+1.5: at two, which finds truer places
     phase2_epochs: int = 4
     phase2_lr: float = 5e-4
     phase2_sigma: float = 1.2          # width of a blob
@@ -124,14 +125,16 @@ AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1,
                 pairs_per_image=0, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
                 consistency_weight=0, supervised_weight=0, seed=0, workers=0, shapes=0, views=1, rotation=0, zoom=1)
 TEACHERS = ("aliked", "disk", "superpoint", "superpoint-open")   # beside students
+SCALES = r"\d+\.?\d*(?:\+\d+\.?\d*)*"   # 1, 1.5, 1+1.5
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 
 def _check(name: str, value):
     if isinstance(value, float) and not math.isfinite(value): raise SettingsError(f"{name}={value!r}: must be finite")
     if name in CHOICES and value not in CHOICES[name]: raise SettingsError(f"{name}={value!r}: choose one of {', '.join(CHOICES[name])}")
     if name in AT_LEAST and not value >= AT_LEAST[name]: raise SettingsError(f"{name}={value!r}: must be at least {AT_LEAST[name]}")
-    if name == "teacher" and not (value in TEACHERS or value.startswith("spfpn-") or value.endswith(".safetensors")):
-        raise SettingsError(f"teacher={value!r}: choose one of {', '.join(TEACHERS)}, or a student: spfpn-s, or the path of its .safetensors")
+    if name == "teacher" and not (value in TEACHERS or re.fullmatch(rf"(spfpn-\w+|.+\.safetensors)(@{SCALES})?", value)):
+        raise SettingsError(f"teacher={value!r}: choose one of {', '.join(TEACHERS)}, or a student: spfpn-s, or the path of its .safetensors, at scales of its own with @1+1.5")
+    if name == "scales" and not re.fullmatch(SCALES, value): raise SettingsError(f"scales={value!r}: one scale or several, as 1 or 1+1.5")
     if name == "seed" and value >= 2**63: raise SettingsError(f"seed={value!r}: must be below 2**63, as torch's generators need it")
     if name == "crop" and 0 < value < 32: raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")
     if name in ABOVE_ZERO and not value > 0: raise SettingsError(f"{name}={value!r}: must be above 0")

@@ -443,7 +443,8 @@ def phase2_labels(settings: Settings, out: str | Path, start: str | Path) -> Pat
     Raises what `make_labels` does, and `TrainingError` when there can be none."""
     if settings.phase2_loss == "own":
         _blobs_student(start)
-        make_labels(settings.replace(teacher=str(start), adaptation=settings.views), Path(out)/"own")
+        asked = str(start) if settings.scales == "1" else f"{start}@{settings.scales}"
+        make_labels(settings.replace(teacher=asked, adaptation=settings.views), Path(out)/"own")
         return Path(out)/"own"
     if not settings.pairs_per_image: raise TrainingError(f"pairs_per_image=0: there are no pairs, and phase2_loss={settings.phase2_loss} learns from them. Set phase2_loss=own, or label with pairs_per_image=1")
     return Path(out)/"pairs"

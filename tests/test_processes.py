@@ -88,12 +88,13 @@ def test_two_processes_label_as_one_does(photos, tmp_path):
     assert sorted(LabelStore(tmp_path/"two"/"labels").ids) == sorted(f"{i}.png" for i in range(65))
 
 def test_two_processes_make_the_labels_of_a_students_own_as_one_does(photos, tmp_path):
-    settings = FEW.replace(images=str(photos), limit=0, phase2_loss="own", views=2)
+    settings = FEW.replace(images=str(photos), limit=0, phase2_loss="own", views=2, scales="1+1.5")
     made = [together(count, phase2_labels, settings, tmp_path/str(count), "spfpn-s") for count in (1, 2)]
     assert made == [[tmp_path/"1"/"own"], [tmp_path/"2"/"own"] * 2]
     one, two = map(written, (tmp_path/"1"/"own", tmp_path/"2"/"own"))
     assert one == two and set(one) == {"part-00000.parquet", "part-00001.parquet", "skipped.json"}
-    assert len(LabelStore(tmp_path/"2"/"own").row(64)["x"]) > 0
+    store = LabelStore(tmp_path/"2"/"own")
+    assert len(store.row(64)["x"]) > 0 and (store.settings()["teacher"], store.settings()["adaptation"]) == ("spfpn-s@1+1.5", 2)
 
 
 # ---- training
