@@ -330,6 +330,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'spfpn.model._conv': ('model.html#_conv', 'spfpn/model.py'),
                              'spfpn.model._in_order': ('model.html#_in_order', 'spfpn/model.py'),
                              'spfpn.model._padding': ('model.html#_padding', 'spfpn/model.py'),
+                             'spfpn.model._pruned': ('model.html#_pruned', 'spfpn/model.py'),
                              'spfpn.model._sum': ('model.html#_sum', 'spfpn/model.py'),
                              'spfpn.model.load': ('model.html#load', 'spfpn/model.py'),
                              'spfpn.model.make_backbone': ('model.html#make_backbone', 'spfpn/model.py'),

@@ -30,6 +30,12 @@ __all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'MEAN', '
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
 STRIDES = (4, 8, 16, 32)
 
+def _pruned(backbone: nn.Module) -> nn.Module:
+    "Without the blocks behind the last map, which timm's MobileNets and EfficientNets would keep and run."
+    kind, _, number = backbone.feature_info.module_name()[-1].partition(".")
+    if kind == "blocks": backbone.blocks = backbone.blocks[:int(number) + 1]
+    return backbone
+
 def make_backbone(name: str, pretrained: bool, levels: int = len(STRIDES)) -> tuple[nn.Module, str]:
     "timm's `name` as a pyramid of features at the first `levels` of `STRIDES`, and what its weights are: `imagenet` or `random`."
     try: reductions = timm.create_model(name, features_only=True).feature_info.reduction()
@@ -38,11 +44,11 @@ def make_backbone(name: str, pretrained: bool, levels: int = len(STRIDES)) -> tu
     if not set(strides) <= set(reductions): raise ValueError(f"backbone={name!r}: has strides {reductions}, needs {list(strides)}")
     taps = dict(features_only=True, out_indices=[reductions.index(s) for s in strides])
     if pretrained:
-        try: return timm.create_model(name, pretrained=True, **taps), "imagenet"
+        try: return _pruned(timm.create_model(name, pretrained=True, **taps)), "imagenet"
         except Exception as error:   # the hub's client raises a dozen kinds; each means the same here: not to be had
             warnings.warn(f"{name}: ImageNet weights cannot be had ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). The backbone starts "
                           f"from random weights. With a network timm fetches them once from huggingface.co/timm; or copy its cache to {os.environ.get('HF_HOME', '~/.cache/huggingface')}.")
-    return timm.create_model(name, pretrained=False, **taps), "random"
+    return _pruned(timm.create_model(name, pretrained=False, **taps)), "random"
 
 # %% ../nbs/08_model.ipynb #c08-13a7302b
 STEM = 16   # channels at stride 2, the dearest place of the network
