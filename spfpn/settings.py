@@ -47,7 +47,7 @@ class Settings:
     sequence_limit: int = 0
     frames: str = ""                   # a folder of video frames, for T1
     # labels
-    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, the path of a checkpoint, either @1+1.5 (then pairs_per_image=0)
+    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, or the path of a checkpoint, or one of these with @1+1.5: at two scales (then pairs_per_image=0)
     max_keypoints: int = 250           # per image, the best by score
     label_threshold: float = 0.0       # lowest teacher score of a label
     label_nms_radius: int = 4
@@ -75,7 +75,7 @@ class Settings:
     # phase 2
     phase2_loss: str = "huber"         # huber or kl, on matched pairs; own: phase 1's, on the student's own labels
     views: int = 16                    # warps of each photograph that the student's own labels come from
-    scales: str = "1"                  # of a view at which the student is asked about it; 1+1.5: at two, which finds truer places
+    scales: str = "1"                  # of each view, at which the student is asked: 1+1.5 for two, which places keypoints more exactly
     phase2_epochs: int = 4
     phase2_lr: float = 5e-4
     phase2_sigma: float = 1.2          # width of a blob
