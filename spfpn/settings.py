@@ -86,7 +86,7 @@ class Settings:
     rotation: float = 30.0             # of random views, and of the warps of homographic adaptation: degrees either way
     zoom: float = 1.6                  # of both: up to so many times larger or smaller
     mirror: bool = False               # half of the random views: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
-    shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view; .5: one to every second
+    shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view; .5: one to every second. A new student's phase 1 has none
     crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
     repeats: int = 1                   # times an epoch shows each image, each time augmented anew
@@ -306,7 +306,7 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         os.replace(beside, path)
-    except (OSError, RuntimeError, SafetensorError) as error:   # torch and safetensors have their own ways of saying that a disk is full
+    except (OSError, SafetensorError) as error:   # safetensors has its own way of saying that a disk is full
         free = f"{shutil.disk_usage(path.parent).free / 2**20:.1f} MB are free there" if path.parent.is_dir() else "its folder cannot be made"
         raise FolderError(f"{path}: cannot be written ({str(error).splitlines()[0]}; {free})") from error
     finally:

@@ -5,9 +5,9 @@
 # %% ../nbs/15_training.ipynb #c02-3e4a3b0b
 from __future__ import annotations
 
-import copy, json, math, time, warnings, zlib
+import copy, io, json, math, time, warnings, zlib
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from .shapes import degrade, mixture
 
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'FIGURE_SEED', 'WATCH', 'WATCHED', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE', 'Rows',
-           'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'new_figure', 'settled',
+           'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'new_figure', 'settle',
            'Phase1', 'Phase2', 'Own', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate',
            'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share', 'train_step', 'fit', 'recalibrate',
            'train_phase1', 'phase2_labels', 'train_phase2']
@@ -116,14 +116,10 @@ def new_figure(size: tuple[int, int], sigma: float, generator: torch.Generator) 
     if mirrored: image, xy = image.flip(-1), torch.stack((size[1] - 1 - xy[:, 0], xy[:, 1]), -1)
     return image, blob_mask(xy, size, sigma)[None]
 
-@contextmanager
-def settled(model: nn.Module):
-    "With batch normalisation by its running statistics."
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
-    for layer in layers: layer.eval()
-    try: yield
-    finally:
-        for layer in layers: layer.train()
+def settle(model: nn.Module):
+    "Batch normalisation by its running statistics from now on, which stay as they are."
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d): layer.eval()
 
 # %% ../nbs/15_training.ipynb #c09b-phase101
 class Phase1:
@@ -159,7 +155,7 @@ class Phase1:
         loss = self.LOSSES[self.settings.phase1_loss]
         photographs = loss(model(b["images"]), b["masks"], b["valid"])
         if not self.settings.shapes: return dict(loss=photographs)
-        with settled(model): drawn = model(b["figures"]) if len(b["figures"]) else b["figures"]
+        drawn = model(b["figures"]) if len(b["figures"]) else b["figures"]
         figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
         return dict(loss=photographs + figures, photographs=photographs, figures=figures)
 
@@ -278,7 +274,9 @@ class Run:
 
     def save(self):
         texts = {name: json.dumps(getattr(self, name)) for name in ("log", "terms", "fingerprint")}
-        with replacing(self.path) as beside: torch.save(dict(model=self.model.state_dict(), average=self.average.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, **texts), beside)
+        whole = io.BytesIO()   # written at once, because torch's own writer does not say that a disk is full
+        torch.save(dict(model=self.model.state_dict(), average=self.average.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, **texts), whole)
+        with replacing(self.path) as beside: beside.write_bytes(whole.getbuffer())
 
     def resume(self) -> Run:
         "Take up the state in the folder, if there is one made with the same settings."
@@ -364,8 +362,8 @@ def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter | N
     _picture_predictions(run, task, epoch)
     run.write_log(); run.save()
 
-def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", workers: int = 2, meta: dict | None = None, progress: bool = True) -> Path:
-    "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped. Returns best.safetensors. Raises `TrainingError`."
+def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", workers: int = 2, meta: dict | None = None, settled: bool = False, progress: bool = True) -> Path:
+    "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped; `settled`: with batch normalisation by the running statistics that it comes with. Returns best.safetensors. Raises `TrainingError`."
     model.load_state_dict(agreed(model.state_dict))
     of_a_step = len(step_rows(task, 0, batch, repeats, seed))
     if of_a_step % ranks(): raise TrainingError(f"{ranks()} processes cannot share the {of_a_step} examples of a step equally. Choose a batch that is a multiple of {ranks()}")
@@ -373,6 +371,7 @@ def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, 
     layout = torch.channels_last if of_a_step > ranks() else torch.contiguous_format
     run = Run(model.to(device, memory_format=layout), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
     model.train(); model.low, model.high = task.low, task.high
+    if settled: settle(model)
     per_epoch = steps_per_epoch(task, batch, repeats)
     total = epochs * per_epoch
     batches = ahead(partial(prepare, task, batch=batch, repeats=repeats, seed=seed), range(run.step, total), workers)
@@ -430,12 +429,13 @@ def _blobs_student(start: str | Path) -> student.SPFPN:
 
 def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 1 on the labels in a store, from the backbone's weights or the checkpoint `phase1_start` (a path, or the name of a shipped one); returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
-    common, task = _common(settings), Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings)
+    common, start = _common(settings), settings.phase1_start
+    task = Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings if start else settings.replace(shapes=0))
     torch.manual_seed(settings.seed)
-    if settings.phase1_start: model = _blobs_student(settings.phase1_start)
+    if start: model = _blobs_student(start)
     else:
         with in_turn(): model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, levels=settings.levels, pretrained=settings.pretrained)
-    with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **common, progress=progress)
+    with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **common, settled=bool(start), progress=progress)
 
 def phase2_labels(settings: Settings, out: str | Path, start: str | Path) -> Path:
     """Where in a run's folder phase 2 finds its examples: the matched pairs; for `phase2_loss=own` the labels by the checkpoint `start`, which are made here as far as they are not there.
@@ -457,4 +457,4 @@ def train_phase2(settings: Settings, examples: str | Path, start: str | Path, fo
     if not own:
         first = task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
         recalibrate(model, first["images"], first["masks"])
-    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **common, progress=progress)
+    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **common, settled=True, progress=progress)
