@@ -14,7 +14,7 @@ import spfpn.export
 from spfpn.benchmark import SuperPointCells, XFeat
 from spfpn.cli import app
 from spfpn.detectors import EasyDetector, shipped
-from spfpn.export import Format, RuntimeDetector, export_student
+from spfpn.export import ExportError, Format, RuntimeDetector, check, export_student
 from spfpn.images import HELD_BACK, sample_images, warped_samples
 from spfpn.keypoints import Selection, extract
 from spfpn.model import StudentDetector, load, save
@@ -63,6 +63,21 @@ def test_the_graph_gives_heatmap_and_keypoints_at_any_size(student, exported, ba
     for i, points in enumerate(extract(torch.from_numpy(heatmap), CHOICE)):
         assert pixels(xy[i], scores[i]) == pixels(points.xy, points.scores)
         assert not xy[i, len(points):].any() and not scores[i, len(points):].any()
+
+
+def test_a_near_tie_that_moves_the_end_of_a_full_budget_is_no_lost_keypoint():
+    class Student:
+        def heatmap(self, images, tie=.6 + 1e-6):
+            scores = torch.zeros_like(images)
+            scores[:, 0, 20, 20], scores[:, 0, 20, 40], scores[:, 0, 20, 60] = .9, .55, .5
+            for y in (30, 40): scores[:, 0, y, [20, 27]], scores[:, 0, y, 23] = .6, tie   # one peak in the middle, or one on either side
+            return scores
+    model, five = Student(), Selection(5, nms_radius=4)
+    assert check(lambda images: [model.heatmap(images, .6 - 1e-6)], model, five) > 1e-6
+    def without(images):
+        scores = model.heatmap(images)
+        return [scores, torch.tensor([[20., 20.], [23., 30.], [23., 40.], [60., 20.]]).expand(len(images), 4, 2), torch.tensor([.9, .6, .6, .5]).expand(len(images), 4)]
+    with pytest.raises(ExportError, match=r"1 keypoints of the export .* \(40, 20\)"): check(without, model, five)
 
 
 def test_onnxruntime_needs_no_torch(exported):
