@@ -21,7 +21,7 @@ from .detectors import build, shipped
 from .export import RUNTIMES, runs
 from .figures import to_pil
 from .geometry import resize_image
-from .images import HELD_BACK, read_image, sample_images, to_gray
+from .images import HELD_BACK, read_image, sample_images
 from .keypoints import Detector, Keypoints, MapDetector, Selection, torch_threads
 from .labels import label_images
 from .model import SPFPN, load, read_header
@@ -137,7 +137,7 @@ def stages(detector: Detector, path: Path, size: tuple[int, int]) -> dict[str, f
     "Milliseconds of each of `STAGES` from the file at `path` to the keypoints of the image at `size`."
     with torch_threads(getattr(detector, "threads", None)):
         times = [perf_counter()]
-        image = resize_image(to_gray(read_image(path)), size)[0][None]
+        image = resize_image(read_image(path, gray=True), size)[0][None]
         times.append(perf_counter())
         scores = detector.scores(image)
         times.append(perf_counter())

@@ -272,12 +272,12 @@ def _detect_all(detector, images: dict[Path, str], formats: list[str], folder: P
     from spfpn.images import ImageError, read_image
     found, broken = {}, []
     for path, name in tqdm(images.items(), unit="image", leave=False, disable=None if len(images) > 1 else True):
-        try: image = read_image(path)
+        try: found[path] = detector.detect(path)
         except ImageError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
             broken.append(path)
             continue
-        found[path] = detector.detect(image)
+        image = formats and read_image(path)   # in colour
         for end in formats: _write(folder/f"{name}{end}", FORMATS[end](found[path], image))
     return found, broken
 

@@ -169,8 +169,8 @@ def build(spec: str | Path, selection: Selection = Selection(), device: str = 'c
 # %% ../nbs/10_detectors.ipynb #c17e-51b0a1c3
 FULL = {torch.uint8: 255, torch.uint16: 65535}   # white
 
-def _as_tensor(x) -> Tensor:
-    if isinstance(x, (str, Path)): return read_image(x)
+def _as_tensor(x, gray: bool) -> Tensor:
+    if isinstance(x, (str, Path)): return read_image(x, gray)
     if isinstance(x, Tensor): return x
     if isinstance(x, (Image.Image, np.ndarray)):
         # a copy: tensors take no negative strides (BGR turned round), and warn of read-only memory
@@ -179,11 +179,11 @@ def _as_tensor(x) -> Tensor:
         return image.permute(2, 0, 1) if image.dim() == 3 else image
     raise ImageError(f"an image is a path, a PIL image, a numpy array or a tensor, not a {type(x).__name__}")
 
-def as_image(x) -> Tensor:
-    """`x` as a float tensor [C, H, W] in [0, 1], C = 1 (grey) or 3 (RGB): the path of a file, a PIL image, a numpy array [H, W] or [H, W, 3], a tensor [H, W] or [C, H, W].
+def as_image(x, gray: bool = False) -> Tensor:
+    """`x` as a float tensor [C, H, W] in [0, 1], C = 1 (grey, always with `gray`) or 3 (RGB): the path of a file, a PIL image, a numpy array [H, W] or [H, W, 3], a tensor [H, W] or [C, H, W].
 
     Pixels are uint8, uint16, or floating in [0, 1]. OpenCV reads BGR: turn it round, `image[..., ::-1]`. Raises `ImageError` for what is no image, or of another shape or range."""
-    image = _as_tensor(x)
+    image = _as_tensor(x, gray)
     shape, kind = list(getattr(x, "shape", image.shape)), image.dtype
     if image.dim() == 2: image = image[None]
     if image.dim() != 3 or len(image) not in (1, 3) or not image.numel():
@@ -192,7 +192,7 @@ def as_image(x) -> Tensor:
     image = image.float() / FULL.get(kind, 1)
     low, high = image.min().item(), image.max().item()
     if not 0 <= low <= high <= 1: raise ImageError(f"floating pixels must lie in [0, 1]; these lie in [{low:.3g}, {high:.3g}]: divide by the value of white, or clip")
-    return image
+    return to_gray(image) if gray else image
 
 # %% ../nbs/10_detectors.ipynb #c17h-51b0a1c6
 DEFAULT = "spfpn-s"
@@ -207,7 +207,7 @@ class EasyDetector:
         "`Keypoints` of one image, in pixels of it, best first; of a batch [B, C, H, W] in [0, 1] a list of them. Raises `ImageError` as `as_image` does."
         with torch_threads(getattr(self.detector, "threads", None)):
             if isinstance(images, Tensor) and images.dim() == 4: return self.detector.detect(images)
-            return self.detector.detect(to_gray(as_image(images))[None])[0]
+            return self.detector.detect(as_image(images, gray=True)[None])[0]
 
 def load(name: str | Path = DEFAULT, max_keypoints: int = 1000, nms_radius: int = 4, threshold: float = 0.0, subpixel: bool = True, device: str = "cpu") -> EasyDetector:
     """A detector for images as they come: the package's student, or whatever `build` takes. Also known as `spfpn.load`.

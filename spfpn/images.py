@@ -53,8 +53,8 @@ def _array(image: Image.Image) -> np.ndarray:
     if image.mode not in ("L", "RGB"): image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
     return np.asarray(image, dtype=np.float32) / 255
 
-def read_image(path: str | Path) -> Tensor:
-    """The image in a file as a float tensor [C, H, W] in [0, 1], C = 1 (grey) or 3 (colour), turned upright by its EXIF tag.
+def read_image(path: str | Path, gray: bool = False) -> Tensor:
+    """The image in a file as a float tensor [C, H, W] in [0, 1], C = 1 (grey) or 3 (colour), turned upright by its EXIF tag; `gray`: its luma, C = 1, as `to_gray` has it.
 
     8 and 16 bit (colour with 16 bit is read with 8); transparency is dropped; of several frames, the first. Raises `ImageError` naming the file when it is missing, truncated, not
     an image, or of more than `MOST_PIXELS`.
@@ -64,13 +64,15 @@ def read_image(path: str | Path) -> Tensor:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # the limit here is our own
             with Image.open(path, formats=FORMATS) as image:
                 if math.prod(image.size) > MOST_PIXELS: raise Image.DecompressionBombError
+                if gray: image.draft("L", None)   # a colour JPEG stores its luma: the rest need not be unpacked
                 pixels = _array(image)
     except FileNotFoundError: raise ImageError(f"{printable(path)}: no such file") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{printable(path)}: more than {MOST_PIXELS:,} pixels, and not unpacked for that; make it smaller, or raise spfpn.images.MOST_PIXELS") from None
     except (OSError, ValueError, SyntaxError) as error: raise ImageError(f"{printable(path)}: not a readable image ({printable(error)})") from None
     tensor = torch.from_numpy(pixels)
-    return tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1).contiguous()
+    tensor = tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1).contiguous()
+    return to_gray(tensor) if gray else tensor
 
 def to_gray(images: Tensor) -> Tensor:
     "Luma (ITU-R BT.601) of images [..., 3, H, W] as [..., 1, H, W]; grey ones as they are."
@@ -89,8 +91,7 @@ class ImageSet:
 
     def load(self, i: int, size: tuple[int, int], mode: str = "cover", gray: bool = True) -> tuple[Tensor, Tensor]:
         "Image `i` at `size`, [1, h, w] (or [C, h, w]), and the homography A [3, 3] from the file's pixels. Raises `ImageError`."
-        image = read_image(self.paths[i])
-        return resize_image(to_gray(image) if gray else image, size, mode)
+        return resize_image(read_image(self.paths[i], gray), size, mode)
 
     def index(self) -> dict[str, int]: return {name: i for i, name in enumerate(self.ids)}
 

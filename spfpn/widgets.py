@@ -23,7 +23,7 @@ from .detectors import build
 from .figures import (DIVERGING, VERMILLION, colorize, curves, data_uri, heatmaps_figure, mask_figure, matches_figure, panels, repeats_figure, repeats_traces,
                            table, to_pil, warp_figure)
 from .geometry import homography, inside, resize_image, sample_homography, valid_mask, warp_image, warp_points
-from .images import ImageError, ImageSet, SequenceSet, open_images, open_sequences, read_image, to_gray
+from .images import ImageError, ImageSet, SequenceSet, open_images, open_sequences, read_image
 from .keypoints import Detector, Keypoints, Selection, extract, select_points
 from .losses import bernoulli_kl, huber, kl, penalty_focal, sigmoid_focal, spatial_log_softmax
 from .masks import binary_mask, blob_mask, smooth
@@ -141,7 +141,7 @@ class PhotoExplorer(Explorer):
         elif changed in (None, "source", "upload") or not hasattr(self, "photograph"): skipped, changed = self.offer(options), "image"
         return skipped + self.draw(changed)
 
-    def load(self, path: Path) -> Tensor: return resize_image(to_gray(read_image(path)), self.size)[0]
+    def load(self, path: Path) -> Tensor: return resize_image(read_image(path, gray=True), self.size)[0]
 
     def offer(self, options: list[tuple[str, Path]]) -> str:
         "Let the menu show these images, and choose the first that can be read; what is to be said of those before it. Raises `ImageError` when none can."

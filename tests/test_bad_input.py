@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 from PIL import Image
 
 from spfpn import images as images_module
-from spfpn.images import ImageError, folder_images, printable, read_homography, read_image
+from spfpn.images import ImageError, folder_images, printable, read_homography, read_image, to_gray
 from spfpn.keypoints import Keypoints, Selection, extract
 from spfpn.labels import LabelError, LabelStore, label_images, skipped_images
 from spfpn.report import write_report
@@ -58,6 +58,19 @@ def test_colours_are_what_they_are(mode, suffix, tmp_path):
 def test_a_cmyk_jpeg_is_as_bright_as_it_was(tmp_path):
     Image.new("CMYK", (8, 8), (0, 0, 0, 128)).save(tmp_path/"a.jpg")
     assert torch.allclose(read_image(tmp_path/"a.jpg"), torch.full((3, 8, 8), 127 / 255), atol=.01)
+
+
+@pytest.mark.parametrize("mode, options", [("RGB", {}), ("RGB", dict(progressive=True)), ("RGB", dict(keep_rgb=True)), ("YCbCr", {}), ("CMYK", {}), ("L", {})])
+def test_a_jpegs_grey_is_that_of_its_colours(mode, options, tmp_path):
+    Image.linear_gradient("L").convert("RGB").convert(mode).save(tmp_path/"a.jpg", **options)
+    grey, colour = read_image(tmp_path/"a.jpg", gray=True), read_image(tmp_path/"a.jpg")
+    assert grey.shape == (1, 256, 256) and (to_gray(colour) - grey).abs().max() < 2.5 / 255
+
+
+def test_a_jpegs_grey_weighs_red_green_and_blue(tmp_path):
+    for colour, luma in (((150, 90, 90), 107.94), ((90, 150, 90), 125.22), ((90, 90, 150), 96.84)):   # .299, .587, .114
+        Image.new("RGB", (16, 16), colour).save(tmp_path/"a.jpg", quality=95)
+        assert torch.allclose(255 * read_image(tmp_path/"a.jpg", gray=True), torch.tensor(luma), atol=1.5)
 
 
 @pytest.mark.parametrize("dtype, most", [(np.uint8, 255), (np.uint16, 65535)])
