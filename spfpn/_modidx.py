@@ -333,6 +333,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'spfpn.model._padding': ('model.html#_padding', 'spfpn/model.py'),
                              'spfpn.model._pruned': ('model.html#_pruned', 'spfpn/model.py'),
                              'spfpn.model._sum': ('model.html#_sum', 'spfpn/model.py'),
+                             'spfpn.model.binomial': ('model.html#binomial', 'spfpn/model.py'),
                              'spfpn.model.load': ('model.html#load', 'spfpn/model.py'),
                              'spfpn.model.make_backbone': ('model.html#make_backbone', 'spfpn/model.py'),
                              'spfpn.model.read_header': ('model.html#read_header', 'spfpn/model.py'),

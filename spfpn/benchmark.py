@@ -21,7 +21,7 @@ from .detectors import build, shipped
 from .export import RUNTIMES, runs
 from .figures import to_pil
 from .geometry import resize_image
-from .images import HELD_BACK, read_image, sample_images
+from .images import read_image, sample_images
 from .keypoints import Detector, Keypoints, MapDetector, Selection, torch_threads
 from .labels import label_images
 from .model import SPFPN, load, read_header
@@ -126,8 +126,8 @@ def row(spec: str, path: str | Path, selection: Selection, size: tuple[int, int]
 STAGES = ["decode", "network", "selection"]
 
 def photographs(folder: str | Path, size: tuple[int, int]) -> list[Path]:
-    "The held-back samples as JPEG files of `size` in a folder."
-    samples, paths = sample_images(HELD_BACK), []
+    "Three samples in colour as JPEG files of `size` in a folder."
+    samples, paths = sample_images(("coffee.png", "chelsea.png", "motorcycle_left.png")), []
     for i, name in enumerate(samples.ids):
         paths.append(Path(folder)/f"{Path(name).stem}.jpg")
         to_pil(samples.load(i, size, gray=False)[0]).save(paths[-1], quality=90)

@@ -71,8 +71,9 @@ def resize_image(image: Tensor, size: tuple[int, int], mode: str = "cover") -> t
 
     `cover` returns exactly `size`; `fit` returns the largest size of the same aspect inside it. Antialiased bilinear, edges aligned.
     """
+    if image.shape[-2:] == tuple(size): return image, torch.eye(3, dtype=torch.float64)
     scaled = _scaled(image.shape[-2:], size, mode)
-    small = image if scaled == image.shape[-2:] else F.interpolate(image[None], size=scaled, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
+    small = F.interpolate(image[None], size=scaled, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
     if mode == "fit": return small, resize_matrix(image.shape[-2:], scaled)
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     return small[:, top:top + size[0], left:left + size[1]].contiguous(), cover_matrix(image.shape[-2:], size)

@@ -92,10 +92,10 @@ print(heatmap.shape, (scores > 0).any())"""
 
 
 def test_a_detector_from_an_exported_file_finds_what_the_student_finds(student, exported):
-    images, choice = photos((120, 160)), Selection(100)
+    images, choice = photos((120, 160)), Selection(100, threshold=.01)   # the top of a peak of 1e-5 moves with the last digits
     for ours, its in zip(StudentDetector(load(student), choice).detect(images), RuntimeDetector(exported, "onnx", choice).detect(images.expand(-1, 3, -1, -1))):
         near = (ours.xy[:, None] - its.xy).norm(dim=-1).min(1).values
-        assert len(ours) == len(its) and (near < .01).float().mean() >= .98 and (ours.xy != ours.xy.round()).any()
+        assert len(ours) == len(its) > 20 and near.max() < 1e-3 and (ours.xy != ours.xy.round()).any()
 
 
 def test_a_runtime_has_the_cores_and_pytorch_gets_its_threads_back(exported, monkeypatch):
