@@ -272,13 +272,13 @@ def _detect_all(detector, images: dict[Path, str], formats: list[str], folder: P
     from spfpn.images import ImageError, read_image
     found, broken = {}, []
     for path, name in tqdm(images.items(), unit="image", leave=False, disable=None if len(images) > 1 else True):
-        try: found[path] = detector.detect(path)
+        try: points, image = detector.detect(path), read_image(path) if formats else None   # in colour, for the pictures; where keypoints lie does not depend on them
         except ImageError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
             broken.append(path)
             continue
-        image = formats and read_image(path)   # in colour
-        for end in formats: _write(folder/f"{name}{end}", FORMATS[end](found[path], image))
+        found[path] = points
+        for end in formats: _write(folder/f"{name}{end}", FORMATS[end](points, image))
     return found, broken
 
 # %% ../nbs/19_cli.ipynb #c25-922e3834
