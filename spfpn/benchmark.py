@@ -21,7 +21,7 @@ from .detectors import build, shipped
 from .export import RUNTIMES, runs
 from .figures import to_pil
 from .geometry import resize_image
-from .images import read_image, sample_images
+from .images import open_images, read_image, sample_images
 from .keypoints import Detector, Keypoints, MapDetector, Selection, torch_threads
 from .labels import label_images
 from .model import SPFPN, load, read_header
@@ -192,14 +192,14 @@ def save_times(times: pd.DataFrame, path: str | Path):
     with replacing(path) as beside: times.to_parquet(beside, index=False)
 
 # %% ../nbs/research/benchmark.ipynb #rb18
-def labelling(name: str = "aliked", size: tuple[int, int] = (240, 320), rounds: int = 5) -> pd.DataFrame:
-    "Images a second, a row for each round: `bare`, a teacher's `detect` on the samples in memory, one at a time; `label`, the same from files to labels on disk, as `spfpn label` does it on a processor; `ratio`, label over bare."
-    images, detector = sample_images(), teacher(name, Selection(Settings().max_keypoints), own_nms=False)
+def labelling(name: str = "aliked", size: tuple[int, int] = (240, 320), rounds: int = 5, folder: str = "samples", limit: int = 24) -> pd.DataFrame:
+    "Images a second, a row for each round: `bare`, a teacher's `detect` on the first photographs of `folder` in memory, one at a time; `label`, the same from files to labels on disk, as `spfpn label` does it on a processor; `ratio`, label over bare."
+    images, detector = open_images(folder, limit), teacher(name, Selection(Settings().max_keypoints), own_nms=False)
     loaded = [images.load(i, size)[0][None] for i in range(len(images))]
     def bare():
         for image in loaded: detector.detect(image)
     def label():
-        with TemporaryDirectory() as folder: label_images(images, detector, folder, size=size, progress=False)
+        with TemporaryDirectory() as out: label_images(images, detector, out, size=size, progress=False)
     def rate(work: Callable) -> float:
         start = perf_counter()
         work()
