@@ -107,7 +107,7 @@ def _run_openvino(files: Files, size: tuple[int, int] | None = None, precision: 
     graph = core.read_model(files[".xml"], files[".bin"])
     if size: graph.reshape([1, 1, *size])
     network = core.compile_model(graph, "CPU", hints)
-    def run(images): return [torch.from_numpy(x) for x in network([images.numpy()]).to_tuple()]   # copies of its own
+    def run(images): return [torch.from_numpy(x) for x in network([images.numpy()]).to_tuple()]   # copied: OpenVINO shares its own only when asked to
     return (lambda images: [torch.cat(parts) for parts in zip(*map(run, images.split(1)))]) if size else run
 
 def _run_pt2(files: Files, size=None) -> Callable:

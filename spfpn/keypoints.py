@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import cv2
@@ -80,26 +80,24 @@ class Selection:
             if not getattr(self, name) >= 0: raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative")
 
 # %% ../nbs/04_keypoints.ipynb #c13-bde01f4c
-def _refine(scores: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def _refine(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
     "Offsets [N, 2] (x, y) of the tops of parabolas through log-scores [H, W] at peaks (y, x)."
     h, w = scores.shape
-    def log(down, right): return np.log(np.maximum(scores[np.clip(y + down, 0, h - 1), np.clip(x + right, 0, w - 1)], 1e-8))
-    at = log(0, 0)
-    def top(before, after):
+    def log(y, x): return scores[y.clamp(0, h - 1), x.clamp(0, w - 1)].clamp_min(1e-8).log()
+    def top(before, at, after):
         curve = before - 2 * at + after
-        return np.clip(np.divide(before - after, 2 * curve, out=np.zeros_like(at), where=curve < 0), -0.5, 0.5)
-    return np.stack((top(log(0, -1), log(0, 1)), top(log(-1, 0), log(1, 0))), -1)
+        return torch.where(curve < 0, (before - after) / (2 * curve), 0).clamp(-0.5, 0.5)
+    at = log(y, x)
+    return torch.stack((top(log(y, x - 1), at, log(y, x + 1)), top(log(y - 1, x), at, log(y + 1, x))), -1)
 
 def _choose(scores: Tensor, selection: Selection) -> Keypoints:
-    "The keypoints of one score map [H, W], best first. By numpy, whose operations on few numbers start sooner than torch's."
-    (h, w), border = scores.shape, selection.border
-    y, x = (place.numpy() for place in local_maxima(scores, selection.nms_radius))
-    values = scores.numpy()[y, x]
-    kept = np.flatnonzero((values > selection.threshold) & (np.minimum(x, w - 1 - x) >= border) & (np.minimum(y, h - 1 - y) >= border))
-    best = kept[np.argsort(-values[kept], kind="stable")[:selection.max_keypoints]]
-    y, x, values = y[best], x[best], values[best]
-    xy = np.stack((x, y), -1).astype(np.float32)
-    return Keypoints(torch.from_numpy(xy + _refine(scores.numpy(), y, x) if selection.subpixel else xy), torch.from_numpy(values))
+    "The keypoints of one score map [H, W], best first."
+    y, x = local_maxima(scores, selection.nms_radius)
+    xy, values = torch.stack((x, y), -1).float(), scores[y, x]
+    best = Keypoints(xy, values).select(inside(xy, scores.shape, selection.border) & (values > selection.threshold)).top(selection.max_keypoints)
+    if not selection.subpixel: return best
+    x, y = best.xy.long().unbind(-1)
+    return replace(best, xy=best.xy + _refine(scores, y, x))
 
 def extract(scores: Tensor, selection: Selection = Selection()) -> list[Keypoints]:
     "Keypoints of each score map of a batch [B, 1, H, W], best first, on the processor; scores must be positive where a keypoint may be."
