@@ -363,12 +363,13 @@ def benchmark(
     rows: Annotated[Optional[list[str]], typer.Option("--row", help="NETWORK[:RUNTIME], networks student, superpoint, xfeat, runtimes eager, channels-last, compiled, onnx, openvino, openvino-bf16, torch-export; or xfeat-own, or a detector; as often as needed.")] = None,
     out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="A .parquet file for the times; outputs/benchmark.parquet when not given.")] = None,
     labels: Annotated[bool, typer.Option("--labelling", help="Instead: images a second of `spfpn label` with ALIKED at 240x320, beside a bare loop around it.")] = False,
-    images: Annotated[str, typer.Option(metavar="FOLDER", help="With --labelling: the photographs, the first 24 of them; the samples of the package when not given.")] = "samples",
+    images: Annotated[Optional[str], typer.Option(metavar="FOLDER", help="With --labelling: the photographs, the first 24 of them; the samples of the package when not given.")] = None,
 ):
     "Time the way from an image file to keypoints, in milliseconds: the student in several runtimes, and others."
     from spfpn.benchmark import about, benchmark as measure, labelling, save_times, summary
     from spfpn.settings import outputs_dir
-    if labels: return show_table(labelling(rounds=rounds, folder=images).median().to_frame().T, f"Images a second, medians over {rounds} rounds; {about()}")
+    if labels: return show_table(labelling(rounds=rounds, folder=images or "samples").median().to_frame().T, f"Images a second, medians over {rounds} rounds; {about()}")
+    if images: raise typer.BadParameter("--images is for --labelling; the other times are of files that the benchmark writes itself")
     path = out or outputs_dir()/"benchmark.parquet"
     times = measure(student or default_student(), size_of(size), rounds, max_keypoints, rows or (), lambda line: typer.echo(line, err=True))
     save_times(times, path)

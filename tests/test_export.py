@@ -196,7 +196,7 @@ def test_networks_that_are_timed_do_what_their_detectors_do():
     assert len(points) == 50 and (points.scores.diff() <= 0).all() and (torch.nn.functional.max_pool2d(heatmap, 5, 1, 2)[0, 0, y, x] == heatmap[0, 0, y, x]).all()
 
 
-@pytest.mark.parametrize("arguments, message", [(("--row", "nosuch"), "nothing to time"), (("--row", "student:nosuch"), "choose one of onnx"), (("--size", "big"), "480x640"), (("--checkpoint", "nosuch.safetensors"), "no such checkpoint"), (("--labelling", "--images", "nosuch"), "no such folder")])
+@pytest.mark.parametrize("arguments, message", [(("--row", "nosuch"), "nothing to time"), (("--row", "student:nosuch"), "choose one of onnx"), (("--size", "big"), "480x640"), (("--checkpoint", "nosuch.safetensors"), "no such checkpoint"), (("--labelling", "--images", "nosuch"), "no such folder"), (("--images", "nosuch"), "for --labelling")])
 def test_a_benchmark_of_what_is_not_there(student, arguments, message):
     result = call("benchmark", "--checkpoint", student, *arguments)
     assert result.exit_code == 2 and message in result.output
