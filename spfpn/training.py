@@ -151,13 +151,13 @@ class Phase1:
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The loss on views, and that on figures, as much worth: a photograph has hundreds of keypoints, a figure ten corners."
+        "The loss on views, and `shapes_weight` times that on figures, each a mean over its pixels: a photograph has hundreds of keypoints, a figure ten corners."
         loss = self.LOSSES[self.settings.phase1_loss]
         photographs = loss(model(b["images"]), b["masks"], b["valid"])
         if not self.settings.shapes: return dict(loss=photographs)
         drawn = model(b["figures"]) if len(b["figures"]) else b["figures"]
         figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
-        return dict(loss=photographs + figures, photographs=photographs, figures=figures)
+        return dict(loss=photographs + self.settings.shapes_weight * figures, photographs=photographs, figures=figures)
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2:
