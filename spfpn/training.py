@@ -151,13 +151,14 @@ class Phase1:
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The loss on views, and `shapes_weight` times that on figures, each a mean over its pixels: a photograph has hundreds of keypoints, a figure ten corners."
+        "The loss on views and, weighted, that on figures, each a mean over its pixels: a photograph has hundreds of keypoints, a figure ten corners. `progress` in the batch, 0 to 1, leads the weight from `shapes_weight` to 1."
         loss = self.LOSSES[self.settings.phase1_loss]
         photographs = loss(model(b["images"]), b["masks"], b["valid"])
         if not self.settings.shapes: return dict(loss=photographs)
         drawn = model(b["figures"]) if len(b["figures"]) else b["figures"]
         figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
-        return dict(loss=photographs + self.settings.shapes_weight * figures, photographs=photographs, figures=figures)
+        weight = 1 + (self.settings.shapes_weight - 1) * (1 - b.get("progress", 1.0))
+        return dict(loss=photographs + weight * figures, photographs=photographs, figures=figures)
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2:
@@ -253,12 +254,13 @@ def step_rows(task, step: int, batch: int, repeats: int, seed: int) -> Rows:
     chosen = _order(seed, task.name, epoch, len(examples.train), repeats)[k * batch:(k + 1) * batch]
     return Rows(examples.rows.store, examples.rows.numbers[examples.train[chosen]])
 
-def prepare(task, step: int, batch: int, repeats: int, seed: int) -> dict[str, Tensor]:
-    "This process's share of a step's batch."
+def prepare(task, step: int, batch: int, repeats: int, seed: int, total: int | None = None) -> dict[str, Tensor]:
+    "This process's share of a step's batch; and, of `total` steps, how far the training is: `progress`, 0 to 1."
     rows = step_rows(task, step, batch, repeats, seed)
     def example(place): return task.batch([rows[place]], torch.Generator().manual_seed(zlib.crc32(f"{seed}:{task.name}:{step}:{place}".encode())))
     examples = [example(place) for place in range(rank(), len(rows), ranks())]
-    return {name: torch.cat([e[name] for e in examples]) for name in examples[0]}
+    prepared = {name: torch.cat([e[name] for e in examples]) for name in examples[0]}
+    return prepared if total is None else dict(prepared, progress=torch.tensor(step / total))
 
 # %% ../nbs/15_training.ipynb #c18-34c39012
 class Run:
@@ -374,7 +376,7 @@ def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, 
     if settled: settle(model)
     per_epoch = steps_per_epoch(task, batch, repeats)
     total = epochs * per_epoch
-    batches = ahead(partial(prepare, task, batch=batch, repeats=repeats, seed=seed), range(run.step, total), workers)
+    batches = ahead(partial(prepare, task, batch=batch, repeats=repeats, seed=seed, total=total), range(run.step, total), workers)
     started = saved = asked = time.monotonic()
     waited = 0.0
     with SummaryWriter(run.folder/"tensorboard", purge_step=run.step) if rank() == 0 else nullcontext() as writer, tqdm(total=total, initial=run.step, unit="step", desc=task.name, disable=not progress or rank() > 0) as bar:
