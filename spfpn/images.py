@@ -51,7 +51,7 @@ def _array(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"): return _from_16_bit(np.asarray(image))
     if image.mode == "F": raise ValueError("floating-point pixels have no known range")
     if image.mode not in ("L", "RGB"): image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return np.asarray(image, dtype=np.float32) / 255
+    return np.divide(np.asarray(image), np.float32(255), dtype=np.float32)   # cast and divided in one pass
 
 def read_image(path: str | Path, gray: bool = False) -> Tensor:
     """The image in a file as a float tensor [C, H, W] in [0, 1], C = 1 (grey) or 3 (colour), turned upright by its EXIF tag; `gray`: its luma, C = 1, as `to_gray` has it.

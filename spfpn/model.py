@@ -79,9 +79,8 @@ class ShuffleHead(nn.Module):
     "Maps at strides 4–32, fused at stride 4 with what a stem has seen of every pixel, and at stride 2 once more → four logits a cell → full resolution."
     def __init__(self, channels: int):
         super().__init__()
-        width = channels * 3 // 2
-        self.stem, self.down = nn.Sequential(_conv(1, STEM, 6, 2), _conv(STEM, STEM)), _conv(STEM, width, 3, 2)
-        self.context, self.fuse, self.up = nn.Conv2d(channels, width, 1), _conv(width, width), nn.Conv2d(width, STEM, 1)
+        self.stem, self.down = nn.Sequential(_conv(1, STEM, 6, 2), _conv(STEM, STEM)), _conv(STEM, channels, 3, 2)
+        self.context, self.fuse, self.up = nn.Conv2d(channels, channels, 1), _conv(channels, channels), nn.Conv2d(channels, STEM, 1)
         self.refine, self.score = nn.Sequential(*(_conv(STEM, STEM) for _ in range(3))), nn.Conv2d(STEM, 4, 1)
 
     @property

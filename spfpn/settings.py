@@ -78,6 +78,7 @@ class Settings:
     scales: str = "1"                  # of each view, at which the student is asked: 1+1.5 for two, which places keypoints more exactly
     phase2_epochs: int = 4
     phase2_lr: float = 5e-4
+    phase2_schedule: str = "cosine"    # of the learning rate: cosine, which falls to 0; or steady, which does not: the weights' average is over the last third of the steps then, instead of the last tenth
     phase2_sigma: float = 1.2          # width of a blob
     consistency_weight: float = 1.0
     supervised_weight: float = 1.0     # 0: the consistency loss alone, as in the paper
@@ -120,7 +121,7 @@ class Settings:
 CHOICES = dict(resize=("cover", "fit"),
                adaptation_aggregate=("mean", "max", "votes"),
                matcher=("lightglue", "nearest"), head=("shuffle", "bicubic"),
-               phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "own"),
+               phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "own"), phase2_schedule=("cosine", "steady"),
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=0,
                 pairs_per_image=0, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,

@@ -234,10 +234,11 @@ CLIP, WARM_UP, SAVE_SECONDS, AVERAGE = 5.0, 0.05, 120, 0.999
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says why and what is kept."
 
-def rate(step: int, total: int) -> float:
-    "The learning rate's factor: linear warm-up over the first 5 % of steps, then half a cosine to 0."
+def rate(step: int, total: int, steady: bool = False) -> float:
+    "The learning rate's factor: linear warm-up over the first 5 % of steps, then half a cosine to 0, or 1 (`steady`)."
     warm = max(1, round(WARM_UP * total))
-    return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    if step < warm: return (step + 1) / warm
+    return 1.0 if steady else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 def steps_per_epoch(task, batch: int, repeats: int) -> int: return max(1, len(task.examples.train) * repeats // batch)
 
@@ -265,8 +266,8 @@ def prepare(task, step: int, batch: int, repeats: int, seed: int, total: int | N
 # %% ../nbs/15_training.ipynb #c18-34c39012
 class Run:
     "The state of a training run in its folder: model, the average of its weights, optimizer, step, best value, log, and the losses of the epoch's steps so far."
-    def __init__(self, model, folder: Path, lr: float, fingerprint: dict):
-        self.model, self.folder, self.fingerprint = model, folder, fingerprint
+    def __init__(self, model, folder: Path, lr: float, fingerprint: dict, steady: bool = False):
+        self.model, self.folder, self.fingerprint, self.steady = model, folder, fingerprint, steady
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
         self.step, self.best, self.log, self.terms = 0, -1.0, [], []
@@ -295,8 +296,8 @@ class Run:
 
     @torch.no_grad()
     def follow(self):
-        "Bring the average a step nearer to the model."
-        decay = min(AVERAGE, (1 + self.step) / (10 + self.step))
+        "Bring the average a step nearer to the model. It is over a tenth of the steps so far; at a steady rate, at which the weights never come to rest, over a third."
+        decay = min(AVERAGE, (1 + self.step) / ((4 if self.steady else 10) + self.step))
         for mean, new in zip(self.average.state_dict().values(), self.model.state_dict().values()):
             mean.lerp_(new, 1 - decay) if mean.is_floating_point() else mean.copy_(new)
 
@@ -364,14 +365,14 @@ def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter | N
     _picture_predictions(run, task, epoch)
     run.write_log(); run.save()
 
-def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", workers: int = 2, meta: dict | None = None, settled: bool = False, progress: bool = True) -> Path:
-    "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped; `settled`: with batch normalisation by the running statistics that it comes with. Returns best.safetensors. Raises `TrainingError`."
+def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", workers: int = 2, meta: dict | None = None, settled: bool = False, steady: bool = False, progress: bool = True) -> Path:
+    "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped; `settled`: with batch normalisation by the running statistics that it comes with; `steady`: at one rate, see `rate`. Returns best.safetensors. Raises `TrainingError`."
     model.load_state_dict(agreed(model.state_dict))
     of_a_step = len(step_rows(task, 0, batch, repeats, seed))
     if of_a_step % ranks(): raise TrainingError(f"{ranks()} processes cannot share the {of_a_step} examples of a step equally. Choose a batch that is a multiple of {ranks()}")
     # the gradient of torch's InstanceNorm (2.14, CPU) is wrong for one image alone in channels_last
     layout = torch.channels_last if of_a_step > ranks() else torch.contiguous_format
-    run = Run(model.to(device, memory_format=layout), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {}))).resume()
+    run = Run(model.to(device, memory_format=layout), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {})), steady).resume()
     model.train(); model.low, model.high = task.low, task.high
     if settled: settle(model)
     per_epoch = steps_per_epoch(task, batch, repeats)
@@ -383,7 +384,7 @@ def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, 
         for prepared in batches:
             waited += time.monotonic() - asked
             usual = sum(t["loss"] for t in run.terms[-20:]) / len(run.terms[-20:]) if run.terms else None
-            run.terms.append(train_step(run, task, prepared, lr * rate(run.step, total), usual, precision))
+            run.terms.append(train_step(run, task, prepared, lr * rate(run.step, total, steady), usual, precision))
             bar.update(); bar.set_postfix(loss=f"{run.terms[-1]['loss']:.4f}", waited=f"{waited / (time.monotonic() - started):.0%}")
             if run.step % per_epoch == 0:
                 _end_epoch(run, task, run.step // per_epoch, batch, writer, meta or {})
@@ -459,4 +460,4 @@ def train_phase2(settings: Settings, examples: str | Path, start: str | Path, fo
     if not own:
         first = task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
         recalibrate(model, first["images"], first["masks"])
-    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **common, settled=True, progress=progress)
+    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **common, settled=True, steady=settings.phase2_schedule == "steady", progress=progress)

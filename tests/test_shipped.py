@@ -11,6 +11,7 @@ from spfpn.keypoints import Selection
 from spfpn.model import read_header
 from spfpn.protocols import R1, S1
 from spfpn.results import summarise
+from spfpn.settings import load_profile
 
 
 @pytest.mark.parametrize("name", ["spfpn-s"])
@@ -20,7 +21,12 @@ def test_it_is_small_and_has_a_card_of_its_own(name):
     assert path.stat().st_size <= 3_000_000
     assert digest(path) in card, "the card is of another file"
     header = read_header(path)
-    assert header["config"]["backbone"] in card and header["settings"]["teacher"] in ("aliked", "spfpn-s@1+1.5"), "a teacher whose licence permits it"
+    assert header["config"]["backbone"] in card and header["settings"]["teacher"] in ("aliked", "disk"), "a teacher whose licence permits it"
+
+
+def test_the_profile_small_is_how_it_was_made():
+    header, profile = read_header(shipped()["spfpn-s"]), load_profile("small").to_dict()
+    assert header["phase"] == "phase2" and header["settings"] == {name: profile[name] for name in header["settings"]}
 
 
 def test_it_finds_most_of_its_keypoints_again():
