@@ -128,7 +128,7 @@ class Explorer:
     "An explorer's box in the page."
     def __init__(self, page, box):
         self.page, self.box = page, box
-        box.wait_for(timeout=30_000)
+        box.wait_for(timeout=120_000)
         box.scroll_into_view_if_needed()
         wait(lambda: box.locator(".js-plotly-plot").first.evaluate("plot => plot._fullData && plot._fullData.length"), 60, "a figure with traces")
 
