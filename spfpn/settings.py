@@ -78,7 +78,7 @@ class Settings:
     scales: str = "1"                  # of each view, at which the student is asked: 1+1.5 for two, which places keypoints more exactly
     phase2_epochs: int = 4
     phase2_lr: float = 5e-4
-    phase2_schedule: str = "cosine"    # of the learning rate: cosine, which falls to 0; or steady, which does not: the weights' average is over the last third of the steps then, instead of the last tenth
+    phase2_schedule: str = "cosine"    # of the learning rate: cosine, which falls to 0; or steady, which does not: the weights' average is wider then, over a third of the steps
     phase2_sigma: float = 1.2          # width of a blob
     consistency_weight: float = 1.0
     supervised_weight: float = 1.0     # 0: the consistency loss alone, as in the paper

@@ -296,7 +296,7 @@ class Run:
 
     @torch.no_grad()
     def follow(self):
-        "Bring the average a step nearer to the model. It is over a tenth of the steps so far; at a steady rate, at which the weights never come to rest, over a third."
+        "Bring the average a step nearer to the model. It is over a tenth of the steps so far; at a steady rate, at which the weights never come to rest, over a third; and over a thousand at most."
         decay = min(AVERAGE, (1 + self.step) / ((4 if self.steady else 10) + self.step))
         for mean, new in zip(self.average.state_dict().values(), self.model.state_dict().values()):
             mean.lerp_(new, 1 - decay) if mean.is_floating_point() else mean.copy_(new)
