@@ -143,7 +143,7 @@ evaluate = typer.Typer(no_args_is_help=True, help="Measure detectors with a name
 app.add_typer(evaluate, name="evaluate")
 
 Detectors = Annotated[list[str], typer.Option("--detector", help="harris, shi, fast, sift, random, a teacher, spfpn-s, a student's .safetensors, your own FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, or all; as often as needed.")]
-Sequences = Annotated[str, typer.Option(help="auto, warped-samples, hpatches, hpatches-108, or a folder of planar sequences.")]
+Sequences = Annotated[str, typer.Option(help="auto, warped-samples, warped:FOLDER of photographs, hpatches, hpatches-108, or a folder of planar sequences.")]
 Limit = Annotated[int, typer.Option(min=0, help="At most so many sequences; 0: all.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
 Metrics = Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="Add the rows to this .parquet file; to outputs/metrics.parquet when not given.")]

@@ -102,7 +102,7 @@ def plan(notebooks: list[Path], settings: Settings) -> list[tuple[Path, dict, st
     return steps
 
 # %% ../nbs/17_workbook.ipynb #c20-e0796467
-PRODUCTS = {"01_label": ("labels", "pairs"), "02_phase1": ("phase1",), "03_phase2": ("phase2",), "04_evaluate": ("metrics.parquet",), "05_report": ("report.html",)}
+PRODUCTS = {"01_label": ("labels", "pairs"), "02_phase1": ("phase1",), "03_phase2": ("own", "phase2"), "04_evaluate": ("metrics.parquet",), "05_report": ("report.html",)}
 
 def _set_aside(out: Path, step: str):
     "Move what `step` made into the run's `previous/`, replacing what lies there."

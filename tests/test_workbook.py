@@ -2,13 +2,16 @@
 
 What is decided is tested on toy notebooks that count their own executions, run in this process; what papermill does, with real kernels."""
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 
+from spfpn import labels, training
 from spfpn.settings import FolderError, Settings, SettingsError, alone, project_root
 from spfpn.workbook import (WorkbookError, parameters_of, plan, read_run, record, run_info, run_folder,
                             run_workbook, workbook_notebooks)
@@ -56,8 +59,10 @@ def test_a_second_run_does_nothing(toy):
 
 def test_what_follows_a_change_runs_again_and_the_old_is_set_aside(toy):
     out = toy()
+    (out/"own").mkdir()   # phase 2's own labels, by the student that changes
     toy(batch=8)
     assert times(out, "labels") == 1
+    assert (out/"previous"/"own").is_dir() and not (out/"own").exists()
     assert times(out, "phase1") == 1 and times(out, "previous/phase1") == 1, "started over, the old results kept apart"
     assert times(out, "previous/phase2") == 1, "its own parameters are the same, but not what it reads"
 
@@ -169,10 +174,19 @@ def test_run_info_is_json():
     assert info["seed"] == 5 and info["versions"]["torch"] and info["device"] in ("cpu", "cuda:0", "mps:0")
 
 
-def test_the_workbook_declares_what_it_reads():
-    notebooks = workbook_notebooks()
-    assert [n.stem for n in notebooks] == ["01_label", "02_phase1", "03_phase2", "04_evaluate", "05_report"]
-    for notebook, parameters, _ in plan(notebooks, Settings()): assert parameters, notebook
+def read_by(module) -> set[str]:
+    "The settings that a module's code asks for."
+    return set(re.findall(r"\b(?:settings|s)\.(\w+)", Path(module.__file__).read_text())) & {f.name for f in fields(Settings)}
+
+
+def test_every_setting_reaches_the_steps_that_read_it():
+    taken = {n.stem: set(parameters_of(n)) for n in workbook_notebooks()}
+    assert list(taken) == ["01_label", "02_phase1", "03_phase2", "04_evaluate", "05_report"]
+    assert set().union(*taken.values()) == {f.name for f in fields(Settings)}
+    second = {"consistency_weight", "supervised_weight", "pairs_per_image", "scales", "views", *(name for name in read_by(training) if name.startswith("phase2"))}
+    assert read_by(labels) - taken["01_label"] == set()
+    assert read_by(training) - taken["02_phase1"] == second
+    assert read_by(training) - taken["03_phase2"] == {"phase1_epochs", "phase1_lr", "phase1_start", "pretrained"}   # of phase 1 alone
 
 
 def test_it_goes_without_pairs_to_a_phase_2_on_its_own_labels(tmp_path):

@@ -20,10 +20,10 @@ NOTE = "<!-- Made from nbs/{} by `make readme`: edit that. -->\n\n"
 
 
 def shown(notebook):
-    "The notebook without hidden cells and nbdev's directives."
+    "The notebook without hidden cells and nbdev's directives; of a cell with `echo: false` what came out of it alone."
     notebook.cells = [c for c in notebook.cells if c.cell_type != "code" or not re.match(r"#\|\s*hide\b", c.source)]
     for cell in notebook.cells:
-        if cell.cell_type == "code": cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
+        if cell.cell_type == "code": cell.source = "" if "#| echo: false" in cell.source else re.sub(r"(?m)^#\|.*\n?", "", cell.source)
     return notebook
 
 
@@ -50,6 +50,7 @@ def times_table(times):
 def main():
     resources = {"unique_key": "index", "output_files_dir": PICTURES}
     text, resources = MarkdownExporter().from_notebook_node(shown(nbformat.read(INDEX, 4)), resources)
+    text = re.sub(r"```\s*```\n", "", text)   # what is left of a cell without a source
     for name, data in resources["outputs"].items():
         (ROOT/name).parent.mkdir(exist_ok=True)
         (ROOT/name).write_bytes(data)
