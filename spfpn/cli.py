@@ -219,7 +219,8 @@ def default_student() -> str:
 def to_frame(found: dict):
     "Keypoints of several images, {path: Keypoints}, as a table: image, x, y, score."
     import pandas as pd
-    return pd.DataFrame([(str(path), *xy, score) for path, points in found.items() for xy, score in zip(points.xy.tolist(), points.scores.tolist())],
+    def name(path): return str(path).encode(errors="backslashreplace").decode()   # one that is no UTF-8 is none for a table
+    return pd.DataFrame([(name(path), *xy, score) for path, points in found.items() for xy, score in zip(points.xy.tolist(), points.scores.tolist())],
                         columns=["image", "x", "y", "score"])
 
 def to_json(found: dict) -> str:
@@ -325,12 +326,13 @@ def _warn_of_turned(paths):
 
 def _show_keypoints(found: dict, out: Path | None, as_json: bool, as_csv: bool):
     "JSON and CSV into `out`, or onto the terminal; only counts when neither was asked for."
+    from spfpn.images import printable
     texts = {"keypoints.json": to_json(found) if as_json else "", "keypoints.csv": to_frame(found).to_csv(index=False) if as_csv else ""}
     for name, text in texts.items():
         if text and out: _write(out/name, text.encode())
         elif text: typer.echo(text)
     if not (as_json or as_csv):
-        for path, points in found.items(): typer.echo(f"{path}: {len(points)} keypoints")
+        for path, points in found.items(): typer.echo(f"{printable(path)}: {len(points)} keypoints")
 
 # %% ../nbs/19_cli.ipynb #c27-36e258b8
 def size_of(text: str) -> tuple[int, int]:

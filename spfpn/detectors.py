@@ -117,7 +117,7 @@ def own_function(spec: str) -> tuple[Callable, Path]:
 def own_points(spec: str, function: Callable) -> Callable:
     "`function` as a `PointDetector` wants it; what it gives is checked: points [N, 2], best first, or [N, 3] with scores."
     def points(image):
-        found = np.asarray(function(image), dtype=np.float64)
+        found = np.asarray(function(image.copy()), dtype=np.float64)   # a copy: what it does to its image is its own business
         if found.size == 0: found = found.reshape(0, 2)
         if found.ndim != 2 or found.shape[1] not in (2, 3): raise ValueError(f"detector {spec!r} gave an array of shape {found.shape}; expected points [N, 2] (x, y) or [N, 3] (x, y, score)")
         if not np.isfinite(found).all(): raise ValueError(f"detector {spec!r} gave points or scores that are not finite")
@@ -204,10 +204,11 @@ class EasyDetector:
         self.version, self.device = getattr(detector, "version", ""), getattr(detector, "device", "cpu")
 
     def detect(self, images) -> Keypoints | list[Keypoints]:
-        "`Keypoints` of one image, in pixels of it, best first; of a batch [B, C, H, W] in [0, 1] a list of them. Raises `ImageError` as `as_image` does."
-        with torch_threads(getattr(self.detector, "threads", None)):
-            if isinstance(images, Tensor) and images.dim() == 4: return self.detector.detect(images)
-            return self.detector.detect(as_image(images, gray=True)[None])[0]
+        "`Keypoints` of one image, in pixels of it, best first; of a batch, a tensor [B, C, H, W], a list of them. Raises `ImageError` as `as_image` does."
+        several = isinstance(images, Tensor) and images.dim() == 4
+        gray = [as_image(image, gray=True) for image in (images if several else [images])]
+        with torch_threads(getattr(self.detector, "threads", None)): found = self.detector.detect(torch.stack(gray)) if gray else []
+        return found if several else found[0]
 
 def load(name: str | Path = DEFAULT, max_keypoints: int = 1000, nms_radius: int = 4, threshold: float = 0.0, subpixel: bool = True, device: str = "cpu") -> EasyDetector:
     """A detector for images as they come: the package's student, or whatever `build` takes. Also known as `spfpn.load`.

@@ -9,19 +9,20 @@ import hashlib, math, re, warnings, zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np, skimage, torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from .geometry import resize_image, sample_homography, translation, warp_image
+from .geometry import _scaled, resize_image, sample_homography, translation, warp_image
 from .settings import data_dir, project_root
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'FORMATS', 'MOST_PIXELS', 'TRAIN_SAMPLES', 'HELD_BACK', 'COCO_LAYOUT', 'HPATCHES_LAYOUT', 'LARGE',
            'MOST_WARPED', 'ImageError', 'printable', 'is_turned', 'read_image', 'to_gray', 'ImageSet', 'find_images',
-           'folder_images', 'sample_images', 'data_folder', 'coco_images', 'open_images', 'digest', 'Pair', 'Clip',
+           'folder_images', 'sample_images', 'data_folder', 'coco_images', 'open_images', 'digest', 'Clip',
            'PlanarSequence', 'SequenceSet', 'read_homography', 'planar_sequences', 'hpatches', 'held_back',
            'warped_images', 'warped_samples', 'warped_folder', 'open_sequences', 'open_clips']
 
@@ -91,14 +92,16 @@ class ImageSet:
 
     def load(self, i: int, size: tuple[int, int], mode: str = "cover", gray: bool = True) -> tuple[Tensor, Tensor]:
         "Image `i` at `size`, [1, h, w] (or [C, h, w]), and the homography A [3, 3] from the file's pixels. Raises `ImageError`."
-        return resize_image(read_image(self.paths[i], gray), size, mode)
+        image = read_image(self.paths[i], gray)
+        if math.prod(_scaled(image.shape[-2:], size, mode)) > MOST_PIXELS: raise ImageError(f"{printable(self.paths[i])}: {image.shape[-1]}×{image.shape[-2]} is too thin to {mode} {size[1]}×{size[0]}")
+        return resize_image(image, size, mode)
 
     def index(self) -> dict[str, int]: return {name: i for i, name in enumerate(self.ids)}
 
 # %% ../nbs/02_images.ipynb #c10-6d37788f
 def _natural(path: Path) -> list:
     "A sort key that puts frame 10 after frame 9."
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.as_posix())]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.as_posix())]
 
 def find_images(folder: Path) -> list[Path]:
     "All image files under `folder`, by suffix, in natural order."
@@ -165,16 +168,6 @@ def digest(*parts: Path | Tensor | str) -> str:
     return (found[0] if len(found) == 1 else hashlib.sha256(b"".join(found)).digest()).hex()[:16]
 
 # %% ../nbs/02_images.ipynb #c18-dd5640e6
-@dataclass(frozen=True)
-class Pair:
-    "Image 1 and image `index` of a sequence, [C, H, W] in [0, 1], at their own sizes, and `H` [3, 3] float64 from 1's pixels to the other's."
-    sequence: str
-    kind: str
-    index: int
-    image1: Tensor
-    image2: Tensor
-    H: Tensor
-
 @dataclass(frozen=True, eq=False)
 class Clip:
     "Images 1… of one scene: files, or tensors [C, H, W]. `kind`: frames."
@@ -203,10 +196,6 @@ class PlanarSequence(Clip):
         "From image 1's pixels to image `k`'s: [3, 3] float64."
         return torch.eye(3, dtype=torch.float64) if k == 1 else self.homographies[k - 2]
 
-    def pairs(self) -> Iterator[Pair]:
-        first = self.image(1)
-        for k in range(2, len(self) + 1): yield Pair(self.name, self.kind, k, first, self.image(k), self.homography(k))
-
 @dataclass(frozen=True)
 class SequenceSet:
     "A named set of sequences; name and digest stand in every result."
@@ -214,8 +203,6 @@ class SequenceSet:
     sequences: tuple[Clip, ...]
     def __len__(self) -> int: return len(self.sequences)
     def __iter__(self) -> Iterator[PlanarSequence]: return iter(self.sequences)
-    def pairs(self) -> Iterator[Pair]:
-        for sequence in self: yield from sequence.pairs()
     def pair_count(self) -> int: return sum(len(s) - 1 for s in self)
 
     @cached_property
@@ -295,7 +282,7 @@ def warped_images(images: ImageSet, names: tuple[str, ...], limit: int = 0, size
     "The images of those ids at `size` under known exposure changes and homographies: two sequences an image, the same for the same seed."
     place, generator = images.index(), torch.Generator().manual_seed(seed)
     names = names[:math.ceil(limit / 2) if limit else None]
-    made = [s for name in names for s in _photo_sequences(Path(name).stem, images.load(place[name], size)[0], generator)]
+    made = [s for name in names for s in _photo_sequences(Path(name).with_suffix("").as_posix(), images.load(place[name], size)[0], generator)]
     return SequenceSet(f"warped-{images.name}", tuple(made[:limit or None]))
 
 def warped_samples(limit: int = 0, size: tuple[int, int] = (480, 640), seed: int = 0) -> SequenceSet:
@@ -304,16 +291,22 @@ def warped_samples(limit: int = 0, size: tuple[int, int] = (480, 640), seed: int
 
 MOST_WARPED = 20   # photographs of a folder: 200 pairs
 
-def warped_folder(folder: str | Path, limit: int = 0) -> SequenceSet:
-    "`warped_images` of up to `MOST_WARPED` photographs of a folder, among those that training holds back."
-    images = folder_images(folder)
-    return warped_images(images, tuple(held_back(images.ids)[:MOST_WARPED]), limit)
+def _readable(images: ImageSet, name: str) -> bool:
+    try: images.load(images.index()[name], (32, 32))
+    except ImageError: return False
+    return True
 
-def open_sequences(spec: str = "auto", limit: int = 0) -> SequenceSet:
-    "The sequences a setting names: `warped-samples`, `warped:FOLDER` (photographs), `hpatches`, `hpatches-108`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
+def warped_folder(folder: str | Path, limit: int = 0, share: float = 0.1) -> SequenceSet:
+    "`warped_images` of up to `MOST_WARPED` photographs of a folder that can be read, among those that a training with `val_share=share` holds back."
+    images = folder_images(folder)
+    names = islice((name for name in held_back(images.ids, share) if _readable(images, name)), MOST_WARPED)
+    return warped_images(images, tuple(names), limit)
+
+def open_sequences(spec: str = "auto", limit: int = 0, share: float = 0.1) -> SequenceSet:
+    "The sequences a setting names: `warped-samples`, `warped:FOLDER` (photographs, of which training holds back `share`), `hpatches`, `hpatches-108`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
     if spec == "auto": spec = "hpatches" if data_dir() and (data_dir()/"HPatches").is_dir() else "warped-samples"
     if spec == "warped-samples": return warped_samples(limit)
-    if spec.startswith("warped:"): return warped_folder(project_root()/Path(spec.removeprefix("warped:")).expanduser(), limit)
+    if spec.startswith("warped:"): return warped_folder(project_root()/Path(spec.removeprefix("warped:")).expanduser(), limit, share)
     if spec in ("hpatches", "hpatches-108"): return hpatches(limit, small=spec == "hpatches-108")
     return planar_sequences(project_root()/Path(spec).expanduser(), limit)
 

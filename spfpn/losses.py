@@ -68,8 +68,9 @@ def consistency(loss, p: Tensor, p_warped: Tensor, m: Tensor, m_warped: Tensor, 
     `p`, `p_warped` logits [B, 1, H, W] on the image and on its warp by `H` [B, 3, 3] (image → warp), `m`, `m_warped` their masks.
     """
     size, back = tuple(p.shape[-2:]), torch.linalg.inv(H)
-    there = loss(warp_image(p, H), m_warped, valid_mask(H, size), **options)
-    return there + loss(warp_image(p_warped, back), m, valid_mask(back, size), **options)
+    def one_way(logits, mask, H): return loss(warp_image(logits.float(), H), mask, valid_mask(H, size).to(logits.device), **options)
+    with torch.autocast(p.device.type, enabled=False):   # in bfloat16 a homography is wrong by up to two pixels
+        return one_way(p, m_warped, H) + one_way(p_warped, m, back)
 
 def huber_consistency(p, p_warped, m, m_warped, H, delta: float = 0.1) -> Tensor:
     "Huber[σ(pH), m′] + Huber[σ(p′H⁻¹), m]: the consistency loss as regression."

@@ -93,7 +93,7 @@ def pooled(rows: pd.DataFrame, intervals: bool = True) -> dict[str, float]:
     "The metrics of the rows of one protocol, set and detector (or a part of them); the first has its interval as `low` and `high`."
     names, once = metric_names(rows), np.ones(len(rows))
     found = {names[0]: statistic(rows, names[0])(once)}
-    if intervals: found |= dict(zip(("low", "high"), interval(rows, names[0])))
+    if intervals: found |= dict(zip(("low", "high"), interval(rows, names[0]) if names[0] in HEADLINES else (float("nan"),) * 2))   # a detector may have no headline
     return found | {name: statistic(rows, name)(once) for name in names[1:]}
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -225,8 +225,11 @@ def evaluate(specs, protocols, sequences: SequenceSet | None, path: str | Path, 
     Chance (`random`) is always measured as well. `clips`: what T1 looks at. What is done is in the file before the next detector starts; what detectors find is read from, or added to, `kept`."""
     specs, measured = list(dict.fromkeys([*map(str, specs), "random"])), []
     for protocol in protocols:
+        called = {}
         for spec in specs:
-            rows = protocol.run(build(spec, protocol.selection, device), clips if protocol.name == "T1" else sequences, kept)
+            detector = build(spec, protocol.selection, device)
+            if called.setdefault(detector.name, spec) != spec: raise ValueError(f"{called[detector.name]} and {spec} are both called {detector.name}, and their rows would be one: rename a folder")
+            rows = protocol.run(detector, clips if protocol.name == "T1" else sequences, kept)
             measured.append(rows.assign(origin=origin(device, seed)))
             append_metrics(path, measured[-1])
     return pd.concat(measured, ignore_index=True)

@@ -5,7 +5,7 @@
 # %% ../nbs/05_teachers.ipynb #c02-1ce2cde1
 from __future__ import annotations
 
-import hashlib, urllib.request
+import hashlib, sys, urllib.request
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,7 +66,7 @@ def _download(weights: Weights):
     with replacing(weights.path) as beside: beside.write_bytes(data)
 
 @lru_cache
-def _show_licence(weights: Weights): print(f"{weights.path.name}: {weights.licence}")
+def _show_licence(weights: Weights): print(f"{weights.path.name}: {weights.licence}", file=sys.stderr)   # keypoints may go to the other
 
 def fetch(weights: Weights) -> Path:
     "The file, downloaded when it is not there, its checksum verified and its licence shown once. Raises `WeightsError`."

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np, pandas as pd, torch
+import torch.nn.functional as F
 from kornia.enhance import adjust_contrast_with_mean_subtraction, adjust_gamma
 from kornia.filters import gaussian_blur2d
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from . import model as student
 from .detectors import shipped
 from .figures import heat, side_by_side
 from .geometry import corners, flip, inside, sample_homography, translation, valid_mask, warp_image, warp_points
-from .images import ImageSet, held_back, open_images
+from .images import ImageSet, digest, held_back, open_images
 from .keypoints import Keypoints, Selection, extract
 from .labels import LabelError, LabelStore, image_generator, make_labels, points_of
 from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_focal, sigmoid_focal
@@ -40,6 +41,7 @@ __all__ = ['CACHE_BYTES', 'ERODE', 'FIGURE_SEED', 'WATCH', 'WATCHED', 'CLIP', 'W
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
+ERODE = 4   # px: no loss where a receptive field sees mostly the edge of a warp
 
 class Rows(Sequence):
     "The rows of a label store that `numbers` name, in that order, each read when it is asked for."
@@ -48,7 +50,9 @@ class Rows(Sequence):
     def __getitem__(self, i): return Rows(self.store, self.numbers[i]) if isinstance(i, slice) else self.store.row(self.numbers[i])
 
 class Examples:
-    "Rows of a label store with their images. `train`, `val`: row numbers; an image's rows are all on one side."
+    """Rows of a label store with their images. `train`, `val`: row numbers; an image's rows are all on one side.
+
+    All images have one `size`: smaller ones (resize=fit) go on to the right and below with their last pixels, where no loss counts."""
     def __init__(self, images: ImageSet, store: LabelStore, val_share: float = 0.1):
         made, place = store.settings(), images.index()
         if made is None: raise LabelError(f"{store.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb")
@@ -59,9 +63,17 @@ class Examples:
         if len(labelled) < 2: raise LabelError(f"{store.folder}: {len(numbers)} of its labels belong to images of {images.name}; training needs two images or more")
         self.rows = Rows(store, numbers)
         load = lru_cache(max(1, CACHE_BYTES // math.prod(self.size)))(lambda i: (images.load(i, self.size, self.mode)[0] * 255).round().byte())
-        self.image = lambda row: load(place[row["id"]]).float() / 255
+        self.image = lambda row: self._padded(load(place[row["id"]]).float() / 255)
         held = np.isin(found[numbers], [place[name] for name in held_back((images.ids[i] for i in labelled), val_share)])
         self.val, self.train = np.flatnonzero(held), np.flatnonzero(~held)
+
+    def _padded(self, image: Tensor) -> Tensor:
+        down, right = (n - m for n, m in zip(self.size, image.shape[-2:]))
+        return F.pad(image[None], (0, right, 0, down), mode="replicate")[0]
+
+    def valid(self, rows: list[dict], H: Tensor, out: tuple[int, int], erode: int = ERODE) -> Tensor:
+        "Where views `H` [B, 3, 3] of the rows' images show something of them: bool [B, 1, *out]."
+        return torch.cat([valid_mask(h, (row["height"], row["width"]), out, erode) for row, h in zip(rows, H)])
 
 # %% ../nbs/15_training.ipynb #c07-55a1741a
 def _draw(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return low + (high - low) * torch.rand(n, generator=generator)
@@ -97,8 +109,6 @@ def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
     return translation(-x, -y)
 
 # %% ../nbs/15_training.ipynb #c09-8d1c440b
-ERODE = 4   # px: no loss where a receptive field sees mostly the edge of a warp
-
 def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator, rotation: float = 30, zoom: float = 1.6) -> Tensor:
     "The homography [3, 3] from an image of `size` to a window of size `out` of a random view of it: turned by up to `rotation` degrees, up to `zoom` times larger or smaller."
     view = sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom), perspective=0.2, min_overlap=0.4)
@@ -144,9 +154,8 @@ class Phase1:
         masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
         half = out[0] // 2, out[1] // 2
         drawn = [new_figure(half, s.phase1_sigma, generator) for _ in H for _ in range(int(s.shapes + torch.rand((), generator=generator)))]
-        if len(drawn) == 1: drawn.append(new_figure(half, s.phase1_sigma, generator))   # one image alone: see `fit`
         figures, figures_masks = map(torch.cat, zip((torch.zeros(0, 1, *half),) * 2, *drawn))
-        return dict(H=H, images=images, masks=masks, valid=valid_mask(H, size, out, erode=ERODE), figures=figures, figures_masks=figures_masks)
+        return dict(H=H, images=images, masks=masks, valid=self.examples.valid(rows, H, out), figures=figures, figures_masks=figures_masks)
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
@@ -155,7 +164,8 @@ class Phase1:
         loss = self.LOSSES[self.settings.phase1_loss]
         photographs = loss(model(b["images"]), b["masks"], b["valid"])
         if not self.settings.shapes: return dict(loss=photographs)
-        drawn = model(b["figures"]) if len(b["figures"]) else b["figures"]
+        drawn = b["figures"]
+        if len(drawn): drawn = model(drawn.repeat(1 + (len(drawn) == 1), 1, 1, 1))[:len(drawn)]   # never one image alone: see `fit`
         figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
         weight = 1 + (self.settings.shapes_weight - 1) * (1 - b.get("progress", 1.0))
         return dict(loss=photographs + weight * figures, photographs=photographs, figures=figures)
@@ -180,12 +190,12 @@ class Phase2:
         images = torch.stack([self.examples.image(r) for r in rows])
         masks, masks2 = (torch.stack([self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]) for view, A in (("", to_crop), ("1", warp_to_crop)))
         return dict(images=photometric(warp_image(images, to_crop, out), generator), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator), masks=masks, masks2=masks2,
-                    H=warp_to_crop @ H @ from_crop, valid2=valid_mask(warp_to_crop @ H, size, out, erode=ERODE))
+                    H=warp_to_crop @ H @ from_crop, valid=self.examples.valid(rows, to_crop, out, 0), valid2=self.examples.valid(rows, warp_to_crop @ H, out))
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         p, p2 = model(torch.cat((b["images"], b["images2"]))).chunk(2)
         consistency = (huber_consistency if self.settings.phase2_loss == "huber" else kl_consistency)(p, p2, b["masks"], b["masks2"], b["H"])
-        home = bernoulli_kl(p, b["masks"]) + bernoulli_kl(p2, b["masks2"], b["valid2"])
+        home = bernoulli_kl(p, b["masks"], b["valid"]) + bernoulli_kl(p2, b["masks2"], b["valid2"])
         return dict(loss=self.settings.consistency_weight * consistency + self.settings.supervised_weight * home, consistency=consistency, supervised=home)
 
 # %% ../nbs/15_training.ipynb #c11b-agree002
@@ -226,7 +236,9 @@ def evaluate(model, task, batch: int, most: int = 48) -> dict[str, float]:
     model.train(mode)
     return dict(zip(("loss", *WATCHED), (sum(losses) / len(losses), *means)))
 
-def _to(batch: dict[str, Tensor], device) -> dict[str, Tensor]: return {k: v.to(device) for k, v in batch.items()}
+def _to(batch: dict[str, Tensor], device) -> dict[str, Tensor]:
+    "The batch on `device`; homographies stay where they are for Apple's GPU, which knows no float64."
+    return {k: v if device.type == "mps" and v.dtype == torch.float64 else v.to(device) for k, v in batch.items()}
 
 # %% ../nbs/15_training.ipynb #c17-2204a5af
 CLIP, WARM_UP, SAVE_SECONDS, AVERAGE = 5.0, 0.05, 120, 0.999
@@ -420,13 +432,13 @@ def _common(settings: Settings) -> dict:
     "What both phases hand to `fit`."
     return dict(batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), precision=settings.precision, workers=settings.workers, meta=_meta(settings))
 
-def _student(start: str | Path) -> student.SPFPN:
-    "The student in a checkpoint: a path, or the name of a shipped one."
-    return student.load(shipped().get(str(start), start))
+def _checkpoint(start: str | Path) -> Path:
+    "The file of a checkpoint: a path, or the name of a shipped one."
+    return Path(shipped().get(str(start), start))
 
 def _blobs_student(start: str | Path) -> student.SPFPN:
     "The same, of phase 1, or of a phase 2 on its own labels."
-    model = _student(start)
+    model = student.load(_checkpoint(start))
     if model.low: raise TrainingError(f"{start}: has the background {model.low} of a phase 2 on pairs. Begin with a checkpoint of phase 1")
     return model
 
@@ -435,7 +447,9 @@ def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, pro
     common, start = _common(settings), settings.phase1_start
     task = Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings if start else settings.replace(shapes=0))
     torch.manual_seed(settings.seed)
-    if start: model = _blobs_student(start)
+    if start:
+        model = _blobs_student(start)
+        common["meta"]["begun_with"] = digest(_checkpoint(start))
     else:
         with in_turn(): model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, levels=settings.levels, pretrained=settings.pretrained)
     with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **common, settled=bool(start), progress=progress)
@@ -455,7 +469,8 @@ def phase2_labels(settings: Settings, out: str | Path, start: str | Path) -> Pat
 def train_phase2(settings: Settings, examples: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
     "Phase 2 on the examples in a store (`phase2_labels`), from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     own, common = settings.phase2_loss == "own", _common(settings)
-    model = _blobs_student(start) if own else _student(start)
+    model = _blobs_student(start) if own else student.load(_checkpoint(start))
+    common["meta"]["begun_with"] = digest(_checkpoint(start))
     task = (Own if own else Phase2)(Examples(open_images(settings.images, settings.limit), LabelStore(examples), settings.val_share), settings)
     if not own:
         first = task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))

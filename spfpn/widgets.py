@@ -5,7 +5,7 @@
 # %% ../nbs/16_widgets.ipynb #c03-acb14559
 from __future__ import annotations
 
-import asyncio, tempfile, time
+import asyncio, os, tempfile, time
 from dataclasses import replace
 from functools import lru_cache
 from html import escape
@@ -157,7 +157,7 @@ class PhotoExplorer(Explorer):
 
     def uploaded(self) -> tuple[str, Path]:
         "The uploaded file as an image to choose. Raises `ImageError` when it is none."
-        file, path = self["upload"][0], Path(self.folder.name)/str(len(self.controls["image"].options))
+        file, path = self["upload"][0], Path(self.folder.name)/str(len(os.listdir(self.folder.name)))
         path.write_bytes(file["content"])
         try: read_image(path)
         except ImageError as error: raise ImageError(str(error).replace(str(path), file["name"])) from None

@@ -13,11 +13,13 @@ import nbformat
 from filelock import FileLock
 from rich.console import Console
 
+from .images import ImageError, open_images
 from .settings import Settings, SettingsError, alone, launched, outputs_dir, pick_device, project_root, replacing
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PRODUCTS', 'WorkbookError', 'read_run', 'record', 'installed', 'git_commit', 'run_info',
-           'workbook_notebooks', 'parameters_of', 'fingerprint', 'plan', 'now', 'run_folder', 'run_workbook']
+           'workbook_notebooks', 'parameters_of', 'fingerprint', 'photographs', 'plan', 'now', 'run_folder',
+           'run_workbook']
 
 # %% ../nbs/17_workbook.ipynb #c05-cd2adf9a
 class WorkbookError(RuntimeError):
@@ -92,13 +94,19 @@ def fingerprint(notebook: Path, parameters: dict, before: str = "") -> str:
     code = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
     return hashlib.sha256(json.dumps([before, parameters, code], sort_keys=True).encode()).hexdigest()[:16]
 
+def photographs(settings: Settings) -> str:
+    "A digest of the names of the photographs; empty where there are none, which the first step has to say."
+    try: return hashlib.sha256("\0".join(open_images(settings.images, settings.limit).ids).encode()).hexdigest()[:16]
+    except ImageError: return ""
+
 def plan(notebooks: list[Path], settings: Settings) -> list[tuple[Path, dict, str]]:
-    "Each notebook with its parameters and its fingerprint."
-    steps, before = [], ""
+    "Each notebook with its parameters and its fingerprint. Those behind the first depend on what photographs there are; the first adds what is missing."
+    steps, before, seen = [], "", photographs(settings)
     for notebook in notebooks:
         parameters = parameters_of(notebook, settings)
-        before = fingerprint(notebook, {k: v for k, v in parameters.items() if k != "workers"}, before)   # no result depends on it
-        steps.append((notebook, parameters, before))
+        mark = fingerprint(notebook, {k: v for k, v in parameters.items() if k != "workers"}, before)   # no result depends on it
+        steps.append((notebook, parameters, mark))
+        before = mark + seen
     return steps
 
 # %% ../nbs/17_workbook.ipynb #c20-e0796467
@@ -150,18 +158,18 @@ def run_folder(name: str, outputs: Path | None = None) -> Path:
 # %% ../nbs/17_workbook.ipynb #c25-1171e7d4
 def _entry(out: Path, step: str) -> dict: return read_run(out).get("notebooks", {}).get(step, {})
 
-def _run_step(out: Path, notebook: Path, parameters: dict, mark: str):
+def _run_step(out: Path, notebook: Path, parameters: dict, mark: str, seen: str):
     "Execute one notebook and write down when, how long and with what."
     step, started = notebook.stem, time.perf_counter()
     if _entry(out, step).get("fingerprint", mark) != mark: _set_aside(out, step)
-    entry = dict(fingerprint=mark, parameters=parameters, started=now(), finished=None)
+    entry = dict(fingerprint=mark, photographs=seen, parameters=parameters, started=now(), finished=None)
     record(out, "notebooks", **{step: entry})
     _execute(notebook, out/f"{step}.ipynb", {"out": str(out.resolve()), **parameters})
     record(out, "notebooks", **{step: {**entry, "finished": now(), "seconds": round(time.perf_counter() - started, 1)}})
 
-def _is_done(out: Path, notebook: Path, mark: str) -> bool:
+def _is_done(out: Path, notebook: Path, mark: str, seen: str) -> bool:
     entry = _entry(out, notebook.stem)
-    return entry.get("fingerprint") == mark and bool(entry.get("finished")) and (out/notebook.name).is_file()
+    return entry.get("fingerprint") == mark and entry.get("photographs") == seen and bool(entry.get("finished")) and (out/notebook.name).is_file()
 
 def run_workbook(
     settings: Settings,
@@ -176,13 +184,13 @@ def run_workbook(
     """
     if launched(): raise WorkbookError("a workbook runs in one process, and this is one of several: use `spfpn label` and `spfpn train` with accelerate launch, and this without it")
     say = Console(soft_wrap=True, highlight=False).print
-    out, steps = run_folder(name, outputs), plan(workbook_notebooks(notebooks), settings)
+    out, steps, seen = run_folder(name, outputs), plan(workbook_notebooks(notebooks), settings), photographs(settings)
     with alone(out):
-        todo = [not _is_done(out, notebook, mark) for notebook, _, mark in steps]
+        todo = [not _is_done(out, notebook, mark, seen) for notebook, _, mark in steps]
         if any(todo): record(out, "run", **run_info(settings), started=now(), finished=None)
         for number, ((notebook, parameters, mark), needed) in enumerate(zip(steps, todo), 1):
             say(f"[bold]{number}/{len(steps)} {notebook.stem}[/]" + ("" if needed else "  done earlier"))
-            if needed: _run_step(out, notebook, parameters, mark)
+            if needed: _run_step(out, notebook, parameters, mark, seen)
         if any(todo): record(out, "run", finished=now())
     say(f"\nThe run lies in {out}", markup=False)   # a folder may have brackets in its name
     return out

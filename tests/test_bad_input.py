@@ -320,3 +320,15 @@ def test_points_survive_the_store(tmp_path):
     store.append(rows(3), dict(teacher="t"))
     assert read_all(store) == (dict(teacher="t"), ["0.png", "1.png", "2.png"], rows(3))
     assert pq.read_schema(store.shards[0]).metadata[b"spfpn"] == b'{"teacher": "t"}'
+
+
+def test_an_image_too_thin_to_be_covered_is_skipped(tmp_path):
+    Image.new("L", (20_000, 1)).save(tmp_path/"thin.png")
+    images = folder_images(tmp_path)
+    with pytest.raises(ImageError, match="thin.png: 20000×1 is too thin to cover 320×240"): images.load(0, (240, 320))
+    assert images.load(0, (240, 320), "fit")[0].shape == (1, 1, 320)
+
+
+def test_digits_of_any_script_are_a_name(tmp_path):
+    for name in ("1²3.png", "a٣.png", "a10.png", "a9.png"): Image.new("L", (8, 8)).save(tmp_path/name)
+    assert [name for name in folder_images(tmp_path).ids if name in ("a9.png", "a10.png")] == ["a9.png", "a10.png"]

@@ -1,5 +1,6 @@
 "Keypoints of an image as one has it: in Python, and as files on the command line."
 import json
+import os
 
 import cv2
 import numpy as np
@@ -206,3 +207,20 @@ def test_the_shipped_student_is_the_commands_default_and_overlays_are_no_photogr
 def test_a_folder_without_images_is_named(tmp_path):
     result = call("detect", tmp_path, "--checkpoint", "shi")
     assert result.exit_code == 2 and f"{tmp_path}: no image in it" in result.output
+
+
+@pytest.mark.parametrize("name", ["fast", "aliked", "spfpn-s"])
+def test_a_batch_is_what_its_images_are(photo, name):
+    detector = spfpn.load(name, max_keypoints=30)
+    rgb = torch.from_numpy(np.array(Image.open(photo))).permute(2, 0, 1)
+    alone = detector.detect(rgb)
+    for found in detector.detect(torch.stack((rgb, rgb.flip(-1)))), detector.detect(rgb[None].float() / 255):
+        assert len(alone) == len(found[0]) and torch.allclose(found[0].xy, alone.xy, atol=1e-3)
+    assert detector.detect(rgb[None][:0]) == []
+    with pytest.raises(ImageError, match="must lie in"): detector.detect(rgb[None].float())
+
+
+def test_a_name_that_is_no_utf_8_spoils_no_table(tmp_path):
+    path = write_photo(tmp_path/os.fsdecode(b"\xff.png"))
+    printed = call("detect", path, "--csv")
+    assert printed.exit_code == 0 and printed.output.count("\\udcff.png") > 5

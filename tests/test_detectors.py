@@ -61,3 +61,10 @@ def test_unknown_names_and_missing_files():
         build("surf")
     with pytest.raises((FileNotFoundError, ValueError), match="nowhere"):
         build("nowhere.safetensors")
+
+
+def test_what_a_detector_does_to_its_image_is_seen_by_nobody_else(tmp_path):
+    (tmp_path/"mine.py").write_text("def detect(image):\n    image *= 0\n    return [(9, 9)]\n")
+    image = torch.rand(1, 1, 32, 32)
+    before = image.clone()
+    assert len(build(tmp_path/"mine.py").detect(image)[0]) == 1 and torch.equal(image, before)

@@ -10,8 +10,10 @@ from PIL import Image
 
 from spfpn import labels
 from spfpn.images import folder_images
-from spfpn.labels import LabelError, LabelStore
-from spfpn.training import Examples
+from spfpn import model as student
+from spfpn.labels import LabelError, LabelStore, make_labels
+from spfpn.settings import Settings
+from spfpn.training import Examples, TrainingError, train_phase1
 
 
 def row(i: int, points: int = 250) -> dict:
@@ -62,3 +64,43 @@ def test_examples_are_in_the_order_of_their_images_whoever_labelled_them(tmp_pat
         assert [r["id"] for r in examples.rows] == [f"{i}.png" for i in range(6)] and [r["id"] for r in examples.rows[1:3]] == ["1.png", "2.png"]
         assert torch.equal(examples.image(examples.rows[5]), torch.full((1, 32, 48), 200 / 255))
     assert (shuffled.val == ordered.val).all() and len(shuffled.val) == 1 and sorted([*shuffled.val, *shuffled.train]) == list(range(6))
+
+
+def photographs(folder, shades: dict[str, int], size=(48, 32)):
+    for name, shade in shades.items():
+        (folder/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise(size, shade).save(folder/name)
+    return folder
+
+
+def test_another_folder_of_the_same_name_gets_no_labels_of_the_first(tmp_path):
+    one, two = (photographs(tmp_path/part/"photos", {"0.png": shade, "1.png": shade}) for part, shade in (("a", 30), ("b", 60)))
+    options = dict(teacher="spfpn-s", height=32, width=48, workers=0)
+    store = make_labels(Settings(images=str(one), **options), tmp_path/"labels")
+    before = store.frame()
+    with pytest.raises(LabelError, match="witness"): make_labels(Settings(images=str(two), **options), tmp_path/"labels")
+    photographs(one, {"00.png": 90})   # a new one, before the others
+    moved = one.rename(tmp_path/"photos")
+    assert sorted(make_labels(Settings(images=str(moved), **options), tmp_path/"labels").ids) == ["0.png", "00.png", "1.png"]
+    assert len(before) == 2
+
+
+def test_photographs_of_any_shape_are_learned_from_and_what_lies_beside_them_does_not_count(tmp_path):
+    folder = photographs(tmp_path/"photos", {f"wide{i}.png": 50 for i in range(3)}, (96, 48))
+    photographs(folder, {f"high{i}.png": 50 for i in range(3)}, (48, 96))
+    settings = Settings(images=str(folder), resize="fit", height=64, width=96, teacher="spfpn-s", val_share=0.5, batch=2, phase1_epochs=1, fpn_channels=8, pretrained=False, levels=2, workers=0)
+    make_labels(settings, tmp_path/"labels")
+    train_phase1(settings, tmp_path/"labels", tmp_path/"phase1", progress=False)
+    examples = Examples(folder_images(folder), LabelStore(tmp_path/"labels"))
+    high = next(r for r in examples.rows if r["id"] == "high0.png")
+    assert (high["height"], high["width"]) == (64, 32) and examples.image(high).shape == (1, 64, 96)
+    assert torch.equal(examples.valid([high], torch.eye(3)[None], (64, 96), 0)[0, 0], torch.arange(96).expand(64, 96) < 32)
+
+
+def test_a_training_goes_on_from_the_checkpoint_it_began_with(tmp_path):
+    settings = Settings(limit=4, height=64, width=96, teacher="spfpn-s", batch=2, phase1_epochs=1, workers=0)
+    make_labels(settings, tmp_path/"labels")
+    starts = [student.save(student.SPFPN(channels=8, levels=2), tmp_path/f"{i}.safetensors") for i in range(2)]
+    for start in (starts[0], starts[0]): train_phase1(settings.replace(phase1_start=start), tmp_path/"labels", tmp_path/"phase1", progress=False)
+    starts[1].replace(starts[0])
+    with pytest.raises(TrainingError, match="begun_with"): train_phase1(settings.replace(phase1_start=starts[0]), tmp_path/"labels", tmp_path/"phase1", progress=False)

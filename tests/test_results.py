@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from spfpn.cli import app
 from spfpn.figures import to_pil
 from spfpn.geometry import translation
-from spfpn.images import LARGE, open_sequences
+from spfpn.images import LARGE, held_back, open_sequences, warped_folder
 from spfpn.model import SPFPN, save
 from spfpn.results import PUBLISHED, beside_published, read_metrics, summarise
 
@@ -153,3 +153,30 @@ def test_readme_is_made_from_measured_rows():
         for line in table.splitlines()[2:]:
             detector, figure = (cell.strip() for cell in line.split("|")[1:3])
             assert f"{rows[rows.detector == detector][headline].mean():.3f}" == figure
+
+
+def test_detectors_of_one_name_are_not_measured_as_one(spfpn, tmp_path):
+    for part in ("a", "b"): save(SPFPN(channels=8), tmp_path/part/"previous"/"phase2"/"best.safetensors")
+    both = [part for name in ("a", "b") for part in ("--detector", tmp_path/name/"previous"/"phase2"/"best.safetensors")]
+    assert "are both called previous/phase2/best" in spfpn("evaluate", "repeatability", "--sequences", "warped-samples", "--limit", 1, *both, "--out", tmp_path/"m.parquet", code=2)
+
+
+def test_the_interval_is_the_headlines_or_none():
+    rows = pd.DataFrame([dict(protocol="S2", set="shapes-clean", detector="none", sequence=f"cube_{i}", kind="cube", pair="1", corners=i, detections=0, localized=0, localization_error=np.nan) for i in range(3)])
+    table = summarise(rows).query("split == 'all'")
+    assert table[["low", "high"]].isna().all(axis=None)
+
+
+def test_photographs_of_one_name_in_two_folders_are_two_sequences_and_unreadable_ones_are_left_out(tmp_path, photo):
+    for name in ("a/1.png", "b/1.png", "c/2.png"): (tmp_path/name).parent.mkdir(); to_pil(photo).save(tmp_path/name)
+    (tmp_path/"c"/"2.png").write_bytes(b"")
+    found = warped_folder(tmp_path, share=0.99)
+    assert {s.name for s in found} == {"i_a/1", "v_a/1", "i_b/1", "v_b/1"}
+    assert len(warped_folder(tmp_path/"a", share=0.5)) == 2
+
+
+def test_what_is_measured_was_held_back(tmp_path, photo):
+    for i in range(40): to_pil(photo[:, :32, :32]).save(tmp_path/f"{i}.png")
+    for share in (0.05, 0.2):
+        names = {s.name[2:] + ".png" for s in open_sequences(f"warped:{tmp_path}", share=share)}
+        assert names == set(held_back([f"{i}.png" for i in range(40)], share))

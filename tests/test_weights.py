@@ -49,13 +49,16 @@ def test_without_imagenet_weights_the_student_starts_from_random_ones_and_says_s
     assert start == "random"
 
 
-def test_superpoint_open_runs_from_its_file(hub):
+def test_superpoint_open_runs_from_its_file(hub, capsys):
+    teachers._show_licence.cache_clear()
     torch.manual_seed(0)
     torch.save(teachers._OpenNet().state_dict(), hub/teachers.OPEN.place)
     teacher = teachers.teacher("superpoint-open", Selection(max_keypoints=30))
     found = teacher.detect_and_describe(torch.rand(1, 1, 67, 90))[0]
     assert len(found) == 30 and found.descriptors.shape == (30, 256)
     assert torch.allclose(found.descriptors.norm(dim=1), torch.ones(30), atol=1e-5)
+    said = capsys.readouterr()
+    assert "MIT" in said.err and said.out == "", "keypoints go to the other"
 
 
 def test_a_superpoint_file_with_another_checksum_is_refused(hub):

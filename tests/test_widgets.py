@@ -112,6 +112,19 @@ def test_a_folder_and_an_upload_are_shown(heatmaps, tmp_path):
     assert [p.name for p in tmp_path.parent.rglob("up.png")] == []          # its name is never a path
 
 
+def test_an_upload_is_never_taken_for_an_earlier_one(heatmaps, tmp_path):
+    Image.new("L", SIZE[::-1]).save(tmp_path/"mine.png")
+    places = []
+    for level, folder in ((40, str(tmp_path)), (90, f"{tmp_path}/")):   # a menu as long as before the upload
+        content = io.BytesIO()
+        Image.effect_noise(SIZE[::-1], level).save(content, "PNG")
+        heatmaps.controls["source"].value = folder
+        heatmaps.controls["upload"].value = uploaded("a.png", content.getvalue())
+        places.append((heatmaps["image"], content.getvalue()))
+    assert all(path.read_bytes() == content for path, content in places)   # what was seen in one is kept by its path
+
+
+
 @pytest.mark.parametrize("control, value, said", [("source", "/no/such<folder>", "/no/such&lt;folder&gt;: no such folder"),
                                                   ("upload", uploaded("<img src=x>", b"GIF89a"), "&lt;img src=x&gt;: not a readable image")])
 def test_bad_sources_are_messages_and_change_nothing(heatmaps, control, value, said):

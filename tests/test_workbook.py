@@ -195,3 +195,14 @@ def test_it_goes_without_pairs_to_a_phase_2_on_its_own_labels(tmp_path):
     execute("01_label", out=str(tmp_path/"out"), pairs_per_image=0)
     assert [path.name for path in sorted((tmp_path/"out").iterdir()) if path.is_dir()] == ["labels"]
     execute("03_phase2", phase2_loss="own", views=2, batch=4, shapes=0.5)   # with a phase 1 of its own
+
+
+def test_new_photographs_are_added_and_what_follows_is_made_again(toy, tmp_path):
+    (tmp_path/"photos").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path/"photos"/name).touch()
+        out = toy(images=str(tmp_path/"photos"))
+    assert times(out, "labels") == 2, "in the same folder: it adds what is missing"
+    assert times(out, "phase1") == times(out, "previous/phase1") == 1
+    before = finished(out)
+    assert finished(toy(images=str(tmp_path/"photos"))) == before
