@@ -34,10 +34,10 @@ from .shapes import degrade, mixture
 
 # %% auto #0
 __all__ = ['CACHE_BYTES', 'ERODE', 'FIGURE_SEED', 'WATCH', 'WATCHED', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE', 'Rows',
-           'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'new_figure', 'settle',
-           'Phase1', 'Phase2', 'Own', 'precision_recall', 'watch', 'evaluate', 'TrainingError', 'rate',
-           'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share', 'train_step', 'fit', 'recalibrate',
-           'train_phase1', 'phase2_labels', 'train_phase2']
+           'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'new_figure',
+           'BesideFigures', 'settle', 'Phase1', 'Phase2', 'Own', 'precision_recall', 'watch', 'evaluate',
+           'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share',
+           'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels', 'train_phase2']
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
@@ -117,14 +117,32 @@ def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
 # %% ../nbs/15_training.ipynb #c09a-figures1
 FIGURE_SEED = 1_000_000   # and above: the evaluation draws from lower ones
 
-def new_figure(size: tuple[int, int], sigma: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    "A synthetic figure that was never drawn before, mirrored or degraded half the time, and blobs at its corners, both [1, 1, H, W]."
+def new_figure(size: tuple[int, int], sigma: float, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
+    "A synthetic figure that was never drawn before, mirrored or degraded half the time, and blobs between `low` and `high` at its corners, both [1, 1, H, W]."
     seed, mirrored, noisy = (torch.randint(n, (), generator=generator).item() for n in (2**62, 2, 2))
     figure, = mixture(1, FIGURE_SEED + seed, size=size)
     if noisy: figure = degrade(figure, np.random.default_rng([seed, 1]))
     image, xy = figure.image[None], figure.corners
     if mirrored: image, xy = image.flip(-1), torch.stack((size[1] - 1 - xy[:, 0], xy[:, 1]), -1)
-    return image, blob_mask(xy, size, sigma)[None]
+    return image, blob_mask(xy, size, sigma, low, high)[None]
+
+class BesideFigures:
+    "What a task needs to learn figures beside its photographs. Subclasses give `settings`, `low`, `high`."
+    def figures(self, views: int, out: tuple[int, int], sigma: float, generator: torch.Generator) -> dict[str, Tensor]:
+        "`shapes` figures for each of the views of size `out`, on the average, half as high and wide."
+        half, shapes = (out[0] // 2, out[1] // 2), self.settings.shapes
+        drawn = [new_figure(half, sigma, generator, self.low, self.high) for _ in range(views) for _ in range(int(shapes + torch.rand((), generator=generator)))]
+        images, masks = map(torch.cat, zip((torch.zeros(0, 1, *half),) * 2, *drawn))
+        return dict(figures=images, figures_masks=masks)
+
+    def beside(self, model, b: dict[str, Tensor], loss, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        "The terms with the figures' loss, weighted, in `loss`: a mean over their pixels, for a photograph has hundreds of keypoints, a figure ten corners. `progress` in the batch, 0 to 1, leads the weight from `shapes_weight` to 1."
+        if not self.settings.shapes: return terms
+        drawn = b["figures"]
+        if len(drawn): drawn = model(drawn.repeat(1 + (len(drawn) == 1), 1, 1, 1))[:len(drawn)]   # never one image alone: see `fit`
+        figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
+        weight = 1 + (self.settings.shapes_weight - 1) * (1 - b.get("progress", 1.0))
+        return terms | dict(loss=terms["loss"] + weight * figures, photographs=terms["loss"], figures=figures)
 
 def settle(model: nn.Module):
     "Batch normalisation by its running statistics from now on, which stay as they are."
@@ -132,7 +150,7 @@ def settle(model: nn.Module):
         if isinstance(layer, nn.BatchNorm2d): layer.eval()
 
 # %% ../nbs/15_training.ipynb #c09b-phase101
-class Phase1:
+class Phase1(BesideFigures):
     "Views of photographs with what the teacher said of them: `batch` of rows → images, masks, validity; `loss` on logits."
     name, low, high = "phase1", 0.0, 1.0
 
@@ -146,32 +164,23 @@ class Phase1:
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        "A random view `H` of each photograph, with its mask and where loss counts; and `shapes` figures for each view, on the average."
+        "A random view `H` of each photograph, with its mask and where loss counts; and figures."
         s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
         mirrored = s.mirror & (torch.rand(len(rows), generator=generator) < 0.5)
         H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, m, False) for m in mirrored.tolist()])
         images = photometric(warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out), generator)
         masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
-        half = out[0] // 2, out[1] // 2
-        drawn = [new_figure(half, s.phase1_sigma, generator) for _ in H for _ in range(int(s.shapes + torch.rand((), generator=generator)))]
-        figures, figures_masks = map(torch.cat, zip((torch.zeros(0, 1, *half),) * 2, *drawn))
-        return dict(H=H, images=images, masks=masks, valid=self.examples.valid(rows, H, out), figures=figures, figures_masks=figures_masks)
+        return dict(H=H, images=images, masks=masks, valid=self.examples.valid(rows, H, out), **self.figures(len(rows), out, s.phase1_sigma, generator))
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The loss on views and, weighted, that on figures, each a mean over its pixels: a photograph has hundreds of keypoints, a figure ten corners. `progress` in the batch, 0 to 1, leads the weight from `shapes_weight` to 1."
         loss = self.LOSSES[self.settings.phase1_loss]
         photographs = loss(model(b["images"]), b["masks"], b["valid"])
-        if not self.settings.shapes: return dict(loss=photographs)
-        drawn = b["figures"]
-        if len(drawn): drawn = model(drawn.repeat(1 + (len(drawn) == 1), 1, 1, 1))[:len(drawn)]   # never one image alone: see `fit`
-        figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
-        weight = 1 + (self.settings.shapes_weight - 1) * (1 - b.get("progress", 1.0))
-        return dict(loss=photographs + weight * figures, photographs=photographs, figures=figures)
+        return self.beside(model, b, loss, dict(loss=photographs))
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
-class Phase2:
+class Phase2(BesideFigures):
     "An image and its warp: blobs between .1 and .9 at the points that both share."
     name, low, high = "phase2", 0.1, 0.9
 
@@ -190,13 +199,14 @@ class Phase2:
         images = torch.stack([self.examples.image(r) for r in rows])
         masks, masks2 = (torch.stack([self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]) for view, A in (("", to_crop), ("1", warp_to_crop)))
         return dict(images=photometric(warp_image(images, to_crop, out), generator), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator), masks=masks, masks2=masks2,
-                    H=warp_to_crop @ H @ from_crop, valid=self.examples.valid(rows, to_crop, out, 0), valid2=self.examples.valid(rows, warp_to_crop @ H, out))
+                    H=warp_to_crop @ H @ from_crop, **self.figures(len(rows), out, self.settings.phase2_sigma, generator), valid=self.examples.valid(rows, to_crop, out, 0), valid2=self.examples.valid(rows, warp_to_crop @ H, out))
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         p, p2 = model(torch.cat((b["images"], b["images2"]))).chunk(2)
         consistency = (huber_consistency if self.settings.phase2_loss == "huber" else kl_consistency)(p, p2, b["masks"], b["masks2"], b["H"])
         home = bernoulli_kl(p, b["masks"], b["valid"]) + bernoulli_kl(p2, b["masks2"], b["valid2"])
-        return dict(loss=self.settings.consistency_weight * consistency + self.settings.supervised_weight * home, consistency=consistency, supervised=home)
+        loss = self.settings.consistency_weight * consistency + self.settings.supervised_weight * home
+        return self.beside(model, b, bernoulli_kl, dict(loss=loss, consistency=consistency, supervised=home))
 
 # %% ../nbs/15_training.ipynb #c11b-agree002
 class Own(Phase1):
