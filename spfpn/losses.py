@@ -62,23 +62,25 @@ def kl(logits: Tensor, mask: Tensor, valid: Tensor, temperature: float = 1.0, ta
     return F.kl_div(spatial_log_softmax(logits, valid), goal, reduction="sum") / len(logits)
 
 # %% ../nbs/09_losses.ipynb #c12-4fadcff7
-def consistency(loss, p: Tensor, p_warped: Tensor, m: Tensor, m_warped: Tensor, H: Tensor, **options) -> Tensor:
+def consistency(loss, p: Tensor, p_warped: Tensor, m: Tensor, m_warped: Tensor, H: Tensor, seen: Tensor | None = None, seen_warped: Tensor | None = None, **options) -> Tensor:
     """Both directions of a consistency `loss` (`huber` or `kl`, with their `options`).
 
-    `p`, `p_warped` logits [B, 1, H, W] on the image and on its warp by `H` [B, 3, 3] (image → warp), `m`, `m_warped` their masks.
+    `p`, `p_warped` logits [B, 1, H, W] on the image and on its warp by `H` [B, 3, 3] (image → warp), `m`, `m_warped` their masks, `seen`, `seen_warped` bool: where a mask says anything (everywhere).
     """
     size, back = tuple(p.shape[-2:]), torch.linalg.inv(H)
-    def one_way(logits, mask, H): return loss(warp_image(logits.float(), H), mask, valid_mask(H, size).to(logits.device), **options)
+    def one_way(logits, mask, H, seen):
+        valid = valid_mask(H, size).to(logits.device)
+        return loss(warp_image(logits.float(), H), mask, valid if seen is None else valid & seen, **options)
     with torch.autocast(p.device.type, enabled=False):   # in bfloat16 a homography is wrong by up to two pixels
-        return one_way(p, m_warped, H) + one_way(p_warped, m, back)
+        return one_way(p, m_warped, H, seen_warped) + one_way(p_warped, m, back, seen)
 
-def huber_consistency(p, p_warped, m, m_warped, H, delta: float = 0.1) -> Tensor:
+def huber_consistency(p, p_warped, m, m_warped, H, delta: float = 0.1, **seen) -> Tensor:
     "Huber[σ(pH), m′] + Huber[σ(p′H⁻¹), m]: the consistency loss as regression."
-    return consistency(huber, p, p_warped, m, m_warped, H, delta=delta)
+    return consistency(huber, p, p_warped, m, m_warped, H, **seen, delta=delta)
 
-def kl_consistency(p, p_warped, m, m_warped, H, temperature: float = 1.0, target: str = "softmax") -> Tensor:
+def kl_consistency(p, p_warped, m, m_warped, H, temperature: float = 1.0, target: str = "softmax", **seen) -> Tensor:
     "KL[log S(pH), S(m′)] + KL[log S(p′H⁻¹), S(m)]: the consistency loss as classification."
-    return consistency(kl, p, p_warped, m, m_warped, H, temperature=temperature, target=target)
+    return consistency(kl, p, p_warped, m, m_warped, H, **seen, temperature=temperature, target=target)
 
 # %% ../nbs/09_losses.ipynb #c14-1fbd3ab9
 def bernoulli_kl(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:

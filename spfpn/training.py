@@ -181,7 +181,7 @@ class Phase1(BesideFigures):
 
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2(BesideFigures):
-    "An image and its warp: blobs between .1 and .9 at the points that both share."
+    "An image and its warp, each in a random view: blobs between .1 and .9 at the points that both share."
     name, low, high = "phase2", 0.1, 0.9
 
     def __init__(self, examples: Examples, settings: Settings): self.examples, self.settings = examples, settings
@@ -189,21 +189,23 @@ class Phase2(BesideFigures):
     def mask(self, xy: Tensor, size) -> Tensor: return blob_mask(xy, size, self.settings.phase2_sigma, self.low, self.high)
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        size, out = self.examples.size, crop_size(self.examples.size, self.settings.crop)
+        s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
         H = torch.tensor([r["H"] for r in rows], dtype=torch.float64).reshape(-1, 3, 3)
-        to_crop = torch.stack([random_crop(size, out, generator) for _ in rows])
+        one, two = (torch.stack([random_view(size, size, generator, s.rotation, s.zoom) for _ in rows]) for _ in range(2))
+        to_crop = torch.stack([random_crop(size, out, generator) for _ in rows]) @ one
         from_crop = torch.linalg.inv(to_crop)
         # the warp's window is about what the middle of the image's window shows
-        middles = warp_points((corners(out)[2] / 2).expand(len(rows), 1, 2), H @ from_crop)[:, 0]
-        warp_to_crop = torch.stack([crop_about(m, size, out) for m in middles])
+        middles = warp_points((corners(out)[2] / 2).expand(len(rows), 1, 2), two @ H @ from_crop)[:, 0]
+        warp_to_crop = torch.stack([crop_about(m, size, out) for m in middles]) @ two
+        beyond = ~valid_mask(warp_to_crop, size, out, erode=ERODE)   # of the warp's frame: the matcher saw nothing there
         images = torch.stack([self.examples.image(r) for r in rows])
         masks, masks2 = (torch.stack([self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]) for view, A in (("", to_crop), ("1", warp_to_crop)))
         return dict(images=photometric(warp_image(images, to_crop, out), generator), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator), masks=masks, masks2=masks2,
-                    H=warp_to_crop @ H @ from_crop, **self.figures(len(rows), out, self.settings.phase2_sigma, generator), valid=self.examples.valid(rows, to_crop, out, 0), valid2=self.examples.valid(rows, warp_to_crop @ H, out))
+                    H=warp_to_crop @ H @ from_crop, **self.figures(len(rows), out, s.phase2_sigma, generator), valid=self.examples.valid(rows, to_crop, out), valid2=self.examples.valid(rows, warp_to_crop @ H, out) & ~beyond)
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         p, p2 = model(torch.cat((b["images"], b["images2"]))).chunk(2)
-        consistency = (huber_consistency if self.settings.phase2_loss == "huber" else kl_consistency)(p, p2, b["masks"], b["masks2"], b["H"])
+        consistency = (huber_consistency if self.settings.phase2_loss == "huber" else kl_consistency)(p, p2, b["masks"], b["masks2"], b["H"], seen=b["valid"], seen_warped=b["valid2"])
         home = bernoulli_kl(p, b["masks"], b["valid"]) + bernoulli_kl(p2, b["masks2"], b["valid2"])
         loss = self.settings.consistency_weight * consistency + self.settings.supervised_weight * home
         return self.beside(model, b, bernoulli_kl, dict(loss=loss, consistency=consistency, supervised=home))

@@ -174,15 +174,18 @@ def test_run_info_is_json():
     assert info["seed"] == 5 and info["versions"]["torch"] and info["device"] in ("cpu", "cuda:0", "mps:0")
 
 
-def read_by(module) -> set[str]:
-    "The settings that a module's code asks for."
-    return set(re.findall(r"\b(?:settings|s)\.(\w+)", Path(module.__file__).read_text())) & {f.name for f in fields(Settings)}
+def read_in(code: str) -> set[str]:
+    "The settings that code asks for."
+    return set(re.findall(r"\b(?:settings|s)\.(\w+)", code)) & {f.name for f in fields(Settings)}
+
+def read_by(module) -> set[str]: return read_in(Path(module.__file__).read_text())
 
 
 def test_every_setting_reaches_the_steps_that_read_it():
     taken = {n.stem: set(parameters_of(n)) for n in workbook_notebooks()}
     assert list(taken) == ["01_label", "02_phase1", "03_phase2", "04_evaluate", "05_report"]
     assert set().union(*taken.values()) == {f.name for f in fields(Settings)}
+    for notebook in workbook_notebooks(): assert read_in("".join(cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code")) <= taken[notebook.stem], notebook
     second = {"consistency_weight", "supervised_weight", "pairs_per_image", "scales", "views", *(name for name in read_by(training) if name.startswith("phase2"))}
     assert read_by(labels) - taken["01_label"] == set()
     assert read_by(training) - taken["02_phase1"] == second
