@@ -87,7 +87,9 @@ def warp_image(images: Tensor, H: Tensor, size: tuple[int, int] | None = None, m
     `images` [B, C, H, W], `H` [3, 3] or [B, 3, 3] source → destination, `size` of the destination (default: the source's). Differentiable
     in `images`. **Convention**: pixel centres at integers (`align_corners=True`), H as for `warp_points`.
     """
-    return warp_perspective(images, _batched(H, len(images)).to(images.dtype).to(images.device), size or tuple(images.shape[-2:]), mode=mode, align_corners=True)
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    with torch.autocast(images.device.type, enabled=False):   # a homography of eight bits is wrong by up to two pixels
+        return warp_perspective(images, _batched(H, len(images)).to(images.dtype).to(images.device), size or tuple(images.shape[-2:]), mode=mode, align_corners=True)
 
 def pixel_grid(size: tuple[int, int], device=None) -> Tensor:
     "The centres of all pixels, row by row: [H·W, 2] float64."

@@ -24,7 +24,7 @@ __all__ = ['SUFFIXES', 'FORMATS', 'MOST_PIXELS', 'TRAIN_SAMPLES', 'HELD_BACK', '
            'MOST_WARPED', 'ImageError', 'printable', 'is_turned', 'read_image', 'to_gray', 'ImageSet', 'find_images',
            'folder_images', 'sample_images', 'data_folder', 'coco_images', 'open_images', 'digest', 'Clip',
            'PlanarSequence', 'SequenceSet', 'read_homography', 'planar_sequences', 'hpatches', 'held_back',
-           'warped_images', 'warped_samples', 'warped_folder', 'open_sequences', 'open_clips']
+           'warped_images', 'warped_samples', 'readable', 'warped_folder', 'open_sequences', 'open_clips']
 
 # %% ../nbs/02_images.ipynb #c05-57bc3144
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".webp", ".bmp")
@@ -291,22 +291,23 @@ def warped_samples(limit: int = 0, size: tuple[int, int] = (480, 640), seed: int
 
 MOST_WARPED = 20   # photographs of a folder: 200 pairs
 
-def _readable(images: ImageSet, name: str) -> bool:
-    try: images.load(images.index()[name], (32, 32))
+def readable(images: ImageSet, name: str) -> bool:
+    "Whether the image of that id can be loaded."
+    try: images.load(images.index()[name], (480, 640))
     except ImageError: return False
     return True
 
-def warped_folder(folder: str | Path, limit: int = 0, share: float = 0.1) -> SequenceSet:
-    "`warped_images` of up to `MOST_WARPED` photographs of a folder that can be read, among those that a training with `val_share=share` holds back."
-    images = folder_images(folder)
-    names = islice((name for name in held_back(images.ids, share) if _readable(images, name)), MOST_WARPED)
+def warped_folder(folder: str | Path, limit: int = 0, share: float = 0.1, of: int = 0) -> SequenceSet:
+    "`warped_images` of up to `MOST_WARPED` photographs of a folder that can be read, among those that a training on `of` of them (0: all) with `val_share=share` holds back."
+    images = folder_images(folder, of)
+    names = islice((name for name in held_back(images.ids, share) if readable(images, name)), MOST_WARPED)
     return warped_images(images, tuple(names), limit)
 
-def open_sequences(spec: str = "auto", limit: int = 0, share: float = 0.1) -> SequenceSet:
-    "The sequences a setting names: `warped-samples`, `warped:FOLDER` (photographs, of which training holds back `share`), `hpatches`, `hpatches-108`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
+def open_sequences(spec: str = "auto", limit: int = 0, share: float = 0.1, of: int = 0) -> SequenceSet:
+    "The sequences a setting names: `warped-samples`, `warped:FOLDER` (photographs, of which, or of the first `of`, training holds back `share`), `hpatches`, `hpatches-108`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
     if spec == "auto": spec = "hpatches" if data_dir() and (data_dir()/"HPatches").is_dir() else "warped-samples"
     if spec == "warped-samples": return warped_samples(limit)
-    if spec.startswith("warped:"): return warped_folder(project_root()/Path(spec.removeprefix("warped:")).expanduser(), limit, share)
+    if spec.startswith("warped:"): return warped_folder(project_root()/Path(spec.removeprefix("warped:")).expanduser(), limit, share, of)
     if spec in ("hpatches", "hpatches-108"): return hpatches(limit, small=spec == "hpatches-108")
     return planar_sequences(project_root()/Path(spec).expanduser(), limit)
 

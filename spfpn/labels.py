@@ -18,7 +18,7 @@ from tqdm import tqdm
 from . import teachers
 from .detectors import build
 from .geometry import inside, sample_homography, valid_mask, warp_image, warp_points
-from .images import ImageError, ImageSet, digest, open_images
+from .images import ImageError, ImageSet, digest, open_images, readable
 from .keypoints import Keypoints, Selection
 from .masks import blob_mask
 from .model import StudentDetector
@@ -152,10 +152,11 @@ def _batches(pairs: Iterator[tuple[str, Tensor]], batch: int) -> Iterator[tuple[
     if tensors: yield ids, torch.stack(tensors)
 
 def _witness(store: LabelStore, images: ImageSet) -> list[str]:
-    "An image of a store's labels (the first, while it has none) and the digest of its file: in another folder of the same name it is another one."
-    name, known = (store.settings() or {}).get("witness", (images.ids[0], ""))
-    place = images.index()
-    return [name, digest(images.paths[place[name]]) if name in place else known]
+    "An image that a store has labels of (the first that can be read, while it has none), and the digest of its file: in another folder of the same name it is another one."
+    made, place = store.settings(), images.index()
+    name, known = made["witness"] if made else (next((name for name in images.ids if readable(images, name)), images.ids[0]), "")
+    try: return [name, digest(images.paths[place[name]])]
+    except (KeyError, OSError): return [name, known]   # it is there no longer
 
 def _to_do(store: LabelStore, images: ImageSet, settings: dict, shard: int) -> tuple[list[list[int]], int]:
     "The images whose rows are not in the store yet, in blocks of `shard`, and the number of the first block's shard. Raises `LabelError`."
@@ -170,7 +171,7 @@ def fill(store: LabelStore, images: ImageSet, settings: dict, work: Callable[[li
 
     `work` gives one or more rows for each image; those of one image always share a shard. Raises `LabelError`, and `ImageError` when no image can be read.
     """
-    settings = settings | dict(witness=_witness(store, images))
+    if "witness" in (store.settings() or dict(witness="")): settings = settings | dict(witness=_witness(store, images))   # stores from before it had one do without
     blocks, first = agreed(lambda: _to_do(store, images, settings, shard))
     skipped, done = {}, len(images) - sum(map(len, blocks))
     with tqdm(total=len(images), initial=done, unit="image", desc=store.folder.name, disable=not progress or rank() > 0) as bar:

@@ -70,9 +70,8 @@ def consistency(loss, p: Tensor, p_warped: Tensor, m: Tensor, m_warped: Tensor, 
     size, back = tuple(p.shape[-2:]), torch.linalg.inv(H)
     def one_way(logits, mask, H, seen):
         valid = valid_mask(H, size).to(logits.device)
-        return loss(warp_image(logits.float(), H), mask, valid if seen is None else valid & seen, **options)
-    with torch.autocast(p.device.type, enabled=False):   # in bfloat16 a homography is wrong by up to two pixels
-        return one_way(p, m_warped, H, seen_warped) + one_way(p_warped, m, back, seen)
+        return loss(warp_image(logits, H), mask, valid if seen is None else valid & seen, **options)
+    return one_way(p, m_warped, H, seen_warped) + one_way(p_warped, m, back, seen)
 
 def huber_consistency(p, p_warped, m, m_warped, H, delta: float = 0.1, **seen) -> Tensor:
     "Huber[σ(pH), m′] + Huber[σ(p′H⁻¹), m]: the consistency loss as regression."

@@ -86,8 +86,8 @@ class Settings:
     batch: int = 16
     rotation: float = 30.0             # of random views, and of the warps of homographic adaptation: degrees either way
     zoom: float = 1.6                  # of both: up to so many times larger or smaller
-    mirror: bool = False               # half of the random views: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
-    shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view; .5: one to every second. A new student's phase 1 has none
+    mirror: bool = False               # half of the random views of phase 1 and of own labels: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
+    shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view, of which a pair has two; .5: one to every second. A new student's phase 1 has none
     shapes_weight: float = 1.0         # of the loss on figures at the beginning of a training; from there it goes evenly to 1, which is that of photographs
     crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32

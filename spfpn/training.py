@@ -98,10 +98,10 @@ def crop_size(size: tuple[int, int], crop: int) -> tuple[int, int]:
     return tuple(min(n, crop or n) for n in size)
 
 def crop_about(point: Tensor, size: tuple[int, int], out: tuple[int, int]) -> Tensor:
-    "The homography [3, 3] to the pixels of the window of size `out` about `point` [2] (x, y), moved as far as it must be to lie inside `size`."
+    "The homography [3, 3] to the pixels of the window of size `out` about `point` [2] (x, y); along a side that has no more than the window's length it stays where it is."
     (h, w), (out_h, out_w) = size, out
     x, y = (point - point.new_tensor([out_w - 1, out_h - 1]) / 2).round().tolist()
-    return translation(-min(max(x, 0), w - out_w), -min(max(y, 0), h - out_h))
+    return translation(-x if out_w < w else 0, -y if out_h < h else 0)
 
 def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator) -> Tensor:
     "The homography [3, 3] to the pixels of a window of size `out` anywhere inside `size`."
@@ -190,18 +190,18 @@ class Phase2(BesideFigures):
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
         s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
-        H = torch.tensor([r["H"] for r in rows], dtype=torch.float64).reshape(-1, 3, 3)
+        H = torch.tensor(np.array([r["H"] for r in rows]), dtype=torch.float64).reshape(-1, 3, 3)
         one, two = (torch.stack([random_view(size, size, generator, s.rotation, s.zoom) for _ in rows]) for _ in range(2))
         to_crop = torch.stack([random_crop(size, out, generator) for _ in rows]) @ one
         from_crop = torch.linalg.inv(to_crop)
         # the warp's window is about what the middle of the image's window shows
         middles = warp_points((corners(out)[2] / 2).expand(len(rows), 1, 2), two @ H @ from_crop)[:, 0]
         warp_to_crop = torch.stack([crop_about(m, size, out) for m in middles]) @ two
-        beyond = ~valid_mask(warp_to_crop, size, out, erode=ERODE)   # of the warp's frame: the matcher saw nothing there
+        framed = self.examples.valid(rows, warp_to_crop, out)   # beyond the warp's frame the matcher saw nothing
         images = torch.stack([self.examples.image(r) for r in rows])
         masks, masks2 = (torch.stack([self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]) for view, A in (("", to_crop), ("1", warp_to_crop)))
         return dict(images=photometric(warp_image(images, to_crop, out), generator), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator), masks=masks, masks2=masks2,
-                    H=warp_to_crop @ H @ from_crop, **self.figures(len(rows), out, s.phase2_sigma, generator), valid=self.examples.valid(rows, to_crop, out), valid2=self.examples.valid(rows, warp_to_crop @ H, out) & ~beyond)
+                    H=warp_to_crop @ H @ from_crop, **self.figures(2 * len(rows), out, s.phase2_sigma, generator), valid=self.examples.valid(rows, to_crop, out), valid2=self.examples.valid(rows, warp_to_crop @ H, out) & framed)
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         p, p2 = model(torch.cat((b["images"], b["images2"]))).chunk(2)
@@ -244,7 +244,7 @@ def evaluate(model, task, batch: int, most: int = 48) -> dict[str, float]:
     device, mode = next(model.parameters()).device, model.training
     model.eval(); model.low, model.high = task.low, task.high
     losses = spread(lambda i: task.loss(model, _to(task.batch(rows[i:i + batch], torch.Generator().manual_seed(i)), device))["loss"].item(), range(0, len(rows), batch))
-    means = torch.tensor(spread(lambda row: watch(model, task.examples.image(row), row), rows), dtype=torch.float64).mean(0).tolist()
+    means = torch.tensor(spread(lambda row: watch(model, task.examples.image(row)[:, :row["height"], :row["width"]], row), rows), dtype=torch.float64).mean(0).tolist()
     model.train(mode)
     return dict(zip(("loss", *WATCHED), (sum(losses) / len(losses), *means)))
 

@@ -95,9 +95,10 @@ def fingerprint(notebook: Path, parameters: dict, before: str = "") -> str:
     return hashlib.sha256(json.dumps([before, parameters, code], sort_keys=True).encode()).hexdigest()[:16]
 
 def photographs(settings: Settings) -> str:
-    "A digest of the names of the photographs; empty where there are none, which the first step has to say."
-    try: return hashlib.sha256("\0".join(open_images(settings.images, settings.limit).ids).encode()).hexdigest()[:16]
+    "A digest of the names and sizes of the photographs' files; empty where there are none, which the first step has to say."
+    try: images = open_images(settings.images, settings.limit)
     except ImageError: return ""
+    return hashlib.sha256("\0".join(f"{name}:{path.stat().st_size}" for name, path in zip(images.ids, images.paths)).encode()).hexdigest()[:16]
 
 def plan(notebooks: list[Path], settings: Settings) -> list[tuple[Path, dict, str]]:
     "Each notebook with its parameters and its fingerprint. Those behind the first depend on what photographs there are; the first adds what is missing."

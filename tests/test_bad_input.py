@@ -172,7 +172,10 @@ def test_what_can_be_read_is_labelled_and_the_rest_counted_and_named(folder, tmp
 
 
 def test_an_image_that_was_mended_is_labelled_and_no_longer_skipped(folder, tmp_path):
+    (folder/"empty.jpg").rename(folder/"00.jpg"); (folder/"empty.jpg").touch()   # also the first of all
     label(folder, tmp_path/"out")
+    Image.new("L", (40, 30)).save(folder/"00.jpg")
+    assert "00.jpg" in label(folder, tmp_path/"out").ids
     Image.new("L", (40, 30)).save(folder/"empty.jpg")
     store = label(folder, tmp_path/"out")
     assert "empty.jpg" in store.ids and "empty.jpg" not in skipped_images(store)

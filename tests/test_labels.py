@@ -11,9 +11,9 @@ from PIL import Image
 from spfpn import labels
 from spfpn.images import folder_images
 from spfpn import model as student
-from spfpn.labels import LabelError, LabelStore, make_labels
+from spfpn.labels import LabelError, LabelStore, make_labels, make_pairs
 from spfpn.settings import Settings
-from spfpn.training import Examples, TrainingError, train_phase1
+from spfpn.training import Examples, Phase1, Phase2, TrainingError, train_phase1, train_phase2
 
 
 def row(i: int, points: int = 250) -> dict:
@@ -95,6 +95,13 @@ def test_photographs_of_any_shape_are_learned_from_and_what_lies_beside_them_doe
     high = next(r for r in examples.rows if r["id"] == "high0.png")
     assert (high["height"], high["width"]) == (64, 32) and examples.image(high).shape == (1, 64, 96)
     assert torch.equal(examples.valid([high], torch.eye(3)[None], (64, 96), 0)[0, 0], torch.arange(96).expand(64, 96) < 32)
+    make_pairs(settings.replace(teacher="aliked", matcher="nearest"), tmp_path/"pairs")
+    high = next(r for r in LabelStore(tmp_path/"pairs").frame().to_dict("records") if r["id"] == "high0.png")
+    one, two = (kind(examples, settings).batch([high], torch.Generator().manual_seed(0)) for kind in (Phase1, Phase2))
+    shown = examples.valid([high], one["H"], (64, 96))
+    assert torch.equal(one["valid"], shown) and not shown.all()
+    assert two["valid2"].sum() < two["valid2"].numel() / 2, "a third of the frame is the photograph"
+    train_phase2(settings.replace(phase2_epochs=1), tmp_path/"pairs", tmp_path/"phase1"/"best.safetensors", tmp_path/"phase2", progress=False)
 
 
 def test_a_training_goes_on_from_the_checkpoint_it_began_with(tmp_path):

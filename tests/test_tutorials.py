@@ -27,7 +27,7 @@ def test_your_photographs(tmp_path):
     for path in sample_images(limit=6).paths: Image.open(path).convert("RGB").resize((96, 64)).save(folder/f"{path.stem}.jpg")
     start = save(SPFPN(channels=8), tmp_path/"given"/"mine"/"student.safetensors")
     rows = execute("your_photographs", tmp_path, images=str(folder), start=str(start), phase1_epochs=1, **SMALL)
-    assert {"given/mine/student", "yours/after/best", "aliked", "harris", "random"} == set(rows.detector)
+    assert {"given/mine/student", "yours/after/best", "disk", "harris", "random"} == set(rows.detector)
     assert set(rows["sequence"]) == {"v_chelsea.jpg"}                      # the third of six is held back
 
 
