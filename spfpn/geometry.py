@@ -13,8 +13,8 @@ from kornia.geometry.transform import warp_perspective
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['warp_points', 'corners', 'inside', 'resize_matrix', 'translation', 'flip', 'cover_matrix', 'resize_image',
-           'warp_image', 'pixel_grid', 'valid_mask', 'homography', 'sample_homography', 'overlap']
+__all__ = ['warp_points', 'corners', 'inside', 'resize_matrix', 'translation', 'flip', 'scaled_size', 'cover_matrix',
+           'resize_image', 'warp_image', 'pixel_grid', 'valid_mask', 'homography', 'sample_homography', 'overlap']
 
 # %% ../nbs/01_geometry.ipynb #c06-fed212c3
 def warp_points(xy: Tensor, H: Tensor) -> Tensor:
@@ -53,7 +53,8 @@ def flip(size: tuple[int, int], across: bool, down: bool) -> Tensor:
     return torch.tensor([[x, 0, (w - 1) * across], [0, y, (h - 1) * down], [0, 0, 1]], dtype=torch.float64)
 
 # %% ../nbs/01_geometry.ipynb #c12-3e083c1c
-def _scaled(size: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:
+def scaled_size(size: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:
+    "The size that an image of `size` is scaled to for `target`, its aspect kept: at least as large (`cover`), or at most (`fit`). Raises ValueError."
     if mode not in ("cover", "fit"): raise ValueError(f"resize mode {mode!r}: choose cover or fit")
     if min(*size, *target) < 1: raise ValueError(f"cannot resize {size} to {target}: no pixels")
     ratios = target[0] / size[0], target[1] / size[1]
@@ -62,7 +63,7 @@ def _scaled(size: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[
 
 def cover_matrix(size: tuple[int, int], target: tuple[int, int]) -> Tensor:
     "Scale to cover `target`, crop its middle: the homography from the image's pixels to the crop's, [3, 3] float64."
-    scaled = _scaled(size, target, "cover")
+    scaled = scaled_size(size, target, "cover")
     top, left = (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2
     return translation(-left, -top) @ resize_matrix(size, scaled)
 
@@ -72,7 +73,7 @@ def resize_image(image: Tensor, size: tuple[int, int], mode: str = "cover") -> t
     `cover` returns exactly `size`; `fit` returns the largest size of the same aspect inside it. Antialiased bilinear, edges aligned.
     """
     if image.shape[-2:] == tuple(size): return image, torch.eye(3, dtype=torch.float64)
-    scaled = _scaled(image.shape[-2:], size, mode)
+    scaled = scaled_size(image.shape[-2:], size, mode)
     small = F.interpolate(image[None], size=scaled, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
     if mode == "fit": return small, resize_matrix(image.shape[-2:], scaled)
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2

@@ -16,7 +16,7 @@ import numpy as np, skimage, torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from .geometry import _scaled, resize_image, sample_homography, translation, warp_image
+from .geometry import resize_image, sample_homography, scaled_size, translation, warp_image
 from .settings import data_dir, project_root
 
 # %% auto #0
@@ -93,7 +93,7 @@ class ImageSet:
     def load(self, i: int, size: tuple[int, int], mode: str = "cover", gray: bool = True) -> tuple[Tensor, Tensor]:
         "Image `i` at `size`, [1, h, w] (or [C, h, w]), and the homography A [3, 3] from the file's pixels. Raises `ImageError`."
         image = read_image(self.paths[i], gray)
-        if math.prod(_scaled(image.shape[-2:], size, mode)) > MOST_PIXELS: raise ImageError(f"{printable(self.paths[i])}: {image.shape[-1]}×{image.shape[-2]} is too thin to {mode} {size[1]}×{size[0]}")
+        if math.prod(scaled_size(image.shape[-2:], size, mode)) > MOST_PIXELS: raise ImageError(f"{printable(self.paths[i])}: {image.shape[-1]}×{image.shape[-2]} is too thin to {mode} {size[1]}×{size[0]}")
         return resize_image(image, size, mode)
 
     def index(self) -> dict[str, int]: return {name: i for i, name in enumerate(self.ids)}

@@ -74,8 +74,8 @@ def middle(values: np.ndarray) -> tuple[float, float]:
     return tuple(np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]).tolist()) if len(values) else (float("nan"),) * 2
 
 def interval(rows: pd.DataFrame, metric: str) -> tuple[float, float]:
-    "The 95 % interval of a pooled metric by bootstrap over sequences; nan where there is only one."
-    if rows.sequence.nunique() < 2: return float("nan"), float("nan")
+    "The 95 % interval of a headline by bootstrap over sequences; nan where there is only one, and of what is no headline (where a detector found nothing)."
+    if rows.sequence.nunique() < 2 or metric not in HEADLINES: return float("nan"), float("nan")
     of, draws = statistic(rows, metric), DRAWS // 5 if metric == "average_precision" else DRAWS   # each of these goes through every detection
     return middle(of(resamples(rows.sequence, draws)))
 
@@ -93,7 +93,7 @@ def pooled(rows: pd.DataFrame, intervals: bool = True) -> dict[str, float]:
     "The metrics of the rows of one protocol, set and detector (or a part of them); the first has its interval as `low` and `high`."
     names, once = metric_names(rows), np.ones(len(rows))
     found = {names[0]: statistic(rows, names[0])(once)}
-    if intervals: found |= dict(zip(("low", "high"), interval(rows, names[0]) if names[0] in HEADLINES else (float("nan"),) * 2))   # a detector may have no headline
+    if intervals: found |= dict(zip(("low", "high"), interval(rows, names[0])))
     return found | {name: statistic(rows, name)(once) for name in names[1:]}
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:

@@ -100,9 +100,9 @@ def photographs(settings: Settings) -> str:
     except ImageError: return ""
     return hashlib.sha256("\0".join(f"{name}:{path.stat().st_size}" for name, path in zip(images.ids, images.paths)).encode()).hexdigest()[:16]
 
-def plan(notebooks: list[Path], settings: Settings) -> list[tuple[Path, dict, str]]:
-    "Each notebook with its parameters and its fingerprint. Those behind the first depend on what photographs there are; the first adds what is missing."
-    steps, before, seen = [], "", photographs(settings)
+def plan(notebooks: list[Path], settings: Settings, seen: str = "") -> list[tuple[Path, dict, str]]:
+    "Each notebook with its parameters and its fingerprint. Those behind the first depend on the photographs `seen`; the first adds what is missing."
+    steps, before = [], ""
     for notebook in notebooks:
         parameters = parameters_of(notebook, settings)
         mark = fingerprint(notebook, {k: v for k, v in parameters.items() if k != "workers"}, before)   # no result depends on it
@@ -185,7 +185,8 @@ def run_workbook(
     """
     if launched(): raise WorkbookError("a workbook runs in one process, and this is one of several: use `spfpn label` and `spfpn train` with accelerate launch, and this without it")
     say = Console(soft_wrap=True, highlight=False).print
-    out, steps, seen = run_folder(name, outputs), plan(workbook_notebooks(notebooks), settings), photographs(settings)
+    out, seen = run_folder(name, outputs), photographs(settings)
+    steps = plan(workbook_notebooks(notebooks), settings, seen)
     with alone(out):
         todo = [not _is_done(out, notebook, mark, seen) for notebook, _, mark in steps]
         if any(todo): record(out, "run", **run_info(settings), started=now(), finished=None)
