@@ -197,11 +197,12 @@ class Phase2(BesideFigures):
         # the warp's window is about what the middle of the image's window shows
         middles = warp_points((corners(out)[2] / 2).expand(len(rows), 1, 2), two @ H @ from_crop)[:, 0]
         warp_to_crop = torch.stack([crop_about(m, size, out) for m in middles]) @ two
-        framed = self.examples.valid(rows, warp_to_crop, out)   # beyond the warp's frame the matcher saw nothing
+        # the matcher saw what lies in both frames, the photograph's and its warp's
+        def seen(photograph, warp): return self.examples.valid(rows, photograph, out) & self.examples.valid(rows, warp, out)
         images = torch.stack([self.examples.image(r) for r in rows])
         masks, masks2 = (torch.stack([self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]) for view, A in (("", to_crop), ("1", warp_to_crop)))
         return dict(images=photometric(warp_image(images, to_crop, out), generator), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator), masks=masks, masks2=masks2,
-                    H=warp_to_crop @ H @ from_crop, **self.figures(2 * len(rows), out, s.phase2_sigma, generator), valid=self.examples.valid(rows, to_crop, out), valid2=self.examples.valid(rows, warp_to_crop @ H, out) & framed)
+                    H=warp_to_crop @ H @ from_crop, **self.figures(2 * len(rows), out, s.phase2_sigma, generator), valid=seen(to_crop, to_crop @ torch.linalg.inv(H)), valid2=seen(warp_to_crop @ H, warp_to_crop))
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         p, p2 = model(torch.cat((b["images"], b["images2"]))).chunk(2)

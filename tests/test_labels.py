@@ -1,5 +1,6 @@
 "Rows of a label store that are read one at a time, and the examples made of them."
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +103,20 @@ def test_photographs_of_any_shape_are_learned_from_and_what_lies_beside_them_doe
     assert torch.equal(one["valid"], shown) and not shown.all()
     assert two["valid2"].sum() < two["valid2"].numel() / 2, "a third of the frame is the photograph"
     train_phase2(settings.replace(phase2_epochs=1), tmp_path/"pairs", tmp_path/"phase1"/"best.safetensors", tmp_path/"phase2", progress=False)
+
+
+def test_where_the_matcher_saw_nothing_no_view_says_that_there_is_no_keypoint(monkeypatch):
+    monkeypatch.setattr("spfpn.training.photometric", lambda images, generator: images)
+    h, w, moved = 96, 128, 40   # the warp shows the photograph 40 px further left: its first 40 columns are outside of the warp's frame
+    columns = torch.arange(w).expand(1, h, w) / w   # a photograph that says at each pixel which column it is
+    row = dict(id="a", height=h, width=w, H=[1, 0, -moved, 0, 1, 0, 0, 0, 1], **{k: [60.0] for k in ("x", "y", "x1", "y1")})
+    examples = SimpleNamespace(size=(h, w), image=lambda row: columns, valid=lambda *views: Examples.valid(None, *views))
+    seen = []
+    for seed in range(20):
+        b = Phase2(examples, Settings()).batch([row], torch.Generator().manual_seed(seed))
+        seen += [b["images"][b["valid"]] * w, b["images2"][b["valid2"]] * w]
+    assert torch.cat(seen).min() > moved and torch.cat(seen).max() < w
+    assert all(len(view) > 500 for view in seen[:10]), "what both saw counts"
 
 
 def test_a_training_goes_on_from_the_checkpoint_it_began_with(tmp_path):
