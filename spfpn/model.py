@@ -25,8 +25,8 @@ from .settings import replacing
 
 # %% auto #0
 __all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'MEAN', 'STD', 'make_backbone', 'BicubicHead',
-           'ShuffleHead', 'standardise', 'binomial', 'SPFPN', 'CheckpointError', 'save', 'read_header', 'load',
-           'StudentDetector']
+           'Modulation', 'ShuffleHead', 'standardise', 'binomial', 'SPFPN', 'CheckpointError', 'save', 'read_header',
+           'load', 'StudentDetector']
 
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
 STRIDES = (4, 8, 16, 32)
@@ -75,6 +75,17 @@ class BicubicHead(nn.Module):
         logits = self.norm(self.score(_sum(maps)))
         return F.interpolate(logits, size=gray.shape[-2:], mode="bicubic", align_corners=False)
 
+class Modulation(nn.Module):
+    "Maps, each channel under a factor and a shift that depend on a description of the whole image (FiLM). At the start it changes nothing."
+    def __init__(self, seen: int, channels: int):
+        super().__init__()
+        self.rule = nn.Sequential(nn.Linear(seen, STEM), nn.ReLU(inplace=True), nn.Linear(STEM, 2 * channels))
+        for parameter in self.rule[-1].parameters(): nn.init.zeros_(parameter)
+
+    def forward(self, maps: Tensor, whole: Tensor) -> Tensor:
+        factor, shift = self.rule(whole)[..., None, None].chunk(2, 1)
+        return maps * (1 + factor) + shift
+
 class ShuffleHead(nn.Module):
     "Maps at strides 4–32, fused at stride 4 with what a stem has seen of every pixel, and at stride 2 once more → four logits a cell → full resolution."
     def __init__(self, channels: int):
@@ -82,14 +93,17 @@ class ShuffleHead(nn.Module):
         self.stem, self.down = nn.Sequential(_conv(1, STEM, 6, 2), _conv(STEM, STEM)), _conv(STEM, channels, 3, 2)
         self.context, self.fuse, self.up = nn.Conv2d(channels, channels, 1), _conv(channels, channels), nn.Conv2d(channels, STEM, 1)
         self.refine, self.score = nn.Sequential(*(_conv(STEM, STEM) for _ in range(3))), nn.Conv2d(STEM, 4, 1)
+        self.coarse_by_whole, self.fine_by_whole = (Modulation(STEM + channels, n) for n in (channels, STEM))
 
     @property
     def last(self) -> nn.Module: return self.score
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
         fine = self.stem(gray)
-        coarse = self.up(self.fuse(self.down(fine) + self.context(_sum(maps))))
-        return F.pixel_shuffle(self.score(self.refine(_sum([fine, coarse]))), 2)
+        down = self.down(fine)
+        whole = torch.cat([m.mean((2, 3)) for m in (fine, down)], 1)
+        coarse = self.up(self.coarse_by_whole(self.fuse(down + self.context(_sum(maps))), whole))
+        return F.pixel_shuffle(self.score(self.refine(self.fine_by_whole(_sum([fine, coarse]), whole))), 2)
 
 HEADS = dict(bicubic=BicubicHead, shuffle=ShuffleHead)
 
