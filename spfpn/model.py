@@ -76,7 +76,7 @@ class BicubicHead(nn.Module):
         return F.interpolate(logits, size=gray.shape[-2:], mode="bicubic", align_corners=False)
 
 class Modulation(nn.Module):
-    "Maps, each channel under a factor and a shift that depend on a description of the whole image (FiLM). At the start it changes nothing."
+    "Maps [B, channels, H, W], each channel under a factor and a shift that depend on what the whole image is like, `whole` [B, seen] (FiLM, Perez et al. 2018, §2). At the start it changes nothing."
     def __init__(self, seen: int, channels: int):
         super().__init__()
         self.rule = nn.Sequential(nn.Linear(seen, STEM), nn.ReLU(inplace=True), nn.Linear(STEM, 2 * channels))
