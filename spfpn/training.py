@@ -80,16 +80,19 @@ def _draw(generator: torch.Generator, n: int, low: float, high: float) -> Tensor
 
 def _draw_log(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return torch.exp(_draw(generator, n, math.log(low), math.log(high)))
 
-def photometric(images: Tensor, generator: torch.Generator) -> Tensor:
-    "Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .15–1.6, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ up to .08)."
+def photometric(images: Tensor, generator: torch.Generator, strength: float = 1) -> Tensor:
+    """Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .15–1.6, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ up to .08).
+
+    `strength`: what these factors are raised to, and sums and σ multiplied by. 0: the images as they are."""
+    if not strength: return images
     n = len(images)
-    images = adjust_gamma(images, _draw_log(generator, n, 0.5, 2.0))
-    images = adjust_contrast_with_mean_subtraction(images, _draw(generator, n, 0.4, 1.5))
-    images = images * _draw_log(generator, n, 0.15, 1.6)[:, None, None, None] + _draw(generator, n, -0.15, 0.15)[:, None, None, None]
+    images = adjust_gamma(images, _draw_log(generator, n, 0.5 ** strength, 2.0 ** strength))
+    images = adjust_contrast_with_mean_subtraction(images, _draw(generator, n, 0.4 ** strength, 1.5 ** strength))
+    images = images * _draw_log(generator, n, 0.15 ** strength, 1.6 ** strength)[:, None, None, None] + strength * _draw(generator, n, -0.15, 0.15)[:, None, None, None]
     soft = torch.rand(n, generator=generator) < 0.6
-    sigma = (0.3 + 2.7 * torch.rand(n, generator=generator) ** 2)[:, None].expand(n, 2)
+    sigma = strength * (0.3 + 2.7 * torch.rand(n, generator=generator) ** 2)[:, None].expand(n, 2)
     if soft.any(): images = images.index_put((soft.nonzero()[:, 0],), gaussian_blur2d(images[soft], (11, 11), sigma[soft]))
-    noise = 0.08 * torch.rand(n, generator=generator)[:, None, None, None] * torch.randn(images.shape, generator=generator)
+    noise = strength * 0.08 * torch.rand(n, generator=generator)[:, None, None, None] * torch.randn(images.shape, generator=generator)
     return (images + noise).clamp(0, 1)
 
 # %% ../nbs/15_training.ipynb #c07b-77aa0c02
@@ -168,7 +171,7 @@ class Phase1(BesideFigures):
         s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
         mirrored = s.mirror & (torch.rand(len(rows), generator=generator) < 0.5)
         H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, m, False) for m in mirrored.tolist()])
-        images = photometric(warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out), generator)
+        images = photometric(warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out), generator, s.photometric)
         masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
         return dict(H=H, images=images, masks=masks, valid=self.examples.valid(rows, H, out), **self.figures(len(rows), out, s.phase1_sigma, generator))
 
@@ -201,7 +204,7 @@ class Phase2(BesideFigures):
         def seen(photograph, warp): return self.examples.valid(rows, photograph, out) & self.examples.valid(rows, warp, out)
         images = torch.stack([self.examples.image(r) for r in rows])
         masks, masks2 = (torch.stack([self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]) for view, A in (("", to_crop), ("1", warp_to_crop)))
-        return dict(images=photometric(warp_image(images, to_crop, out), generator), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator), masks=masks, masks2=masks2,
+        return dict(images=photometric(warp_image(images, to_crop, out), generator, s.photometric), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator, s.photometric), masks=masks, masks2=masks2,
                     H=warp_to_crop @ H @ from_crop, **self.figures(2 * len(rows), out, s.phase2_sigma, generator), valid=seen(to_crop, to_crop @ torch.linalg.inv(H)), valid2=seen(warp_to_crop @ H, warp_to_crop))
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:

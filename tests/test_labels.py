@@ -106,7 +106,7 @@ def test_photographs_of_any_shape_are_learned_from_and_what_lies_beside_them_doe
 
 
 def test_where_the_matcher_saw_nothing_no_view_says_that_there_is_no_keypoint(monkeypatch):
-    monkeypatch.setattr("spfpn.training.photometric", lambda images, generator: images)
+    monkeypatch.setattr("spfpn.training.photometric", lambda images, generator, strength: images)
     h, w, moved = 96, 128, 40   # the warp shows the photograph 40 px further left: its first 40 columns are outside of the warp's frame
     columns = torch.arange(w).expand(1, h, w) / w   # a photograph that says at each pixel which column it is
     row = dict(id="a", height=h, width=w, H=[1, 0, -moved, 0, 1, 0, 0, 0, 1], **{k: [60.0] for k in ("x", "y", "x1", "y1")})
