@@ -83,7 +83,7 @@ def _draw_log(generator: torch.Generator, n: int, low: float, high: float) -> Te
 def photometric(images: Tensor, generator: torch.Generator, strength: float = 1) -> Tensor:
     """Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .15–1.6, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ up to .08).
 
-    `strength`: what these factors are raised to, and sums and σ multiplied by. 0: the images as they are."""
+    `strength`: what the ends of the factors' ranges are raised to, and sums and σ multiplied by (blur's window stays 11 px). 0: the images as they are."""
     if not strength: return images
     n = len(images)
     images = adjust_gamma(images, _draw_log(generator, n, 0.5 ** strength, 2.0 ** strength))
