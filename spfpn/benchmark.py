@@ -115,11 +115,12 @@ ROWS = ("student", "student:onnx", "student:openvino", "student:openvino-bf16", 
         "xfeat", "xfeat:openvino", "xfeat-own", "aliked", "harris")
 
 def row(spec: str, path: str | Path, selection: Selection, size: tuple[int, int]) -> tuple[str, Detector]:
-    "The name of a row, and what is timed: `network[:runtime]` with a network of `NETWORKS` (`student`: the checkpoint at `path`), xfeat-own, or whatever detector `build` takes. Raises as these do."
+    "The name of a row, and what is timed: `network[:runtime]` with a network of `NETWORKS` (`student`: the checkpoint at `path`) or the name of a shipped student, xfeat-own, or whatever detector `build` takes. Raises as these do."
     network, _, runtime = spec.partition(":")
     if spec == "xfeat-own": return "XFeat (random weights), its own choice", XFeat(selection)
-    if network not in NETWORKS: return spec, build(spec, selection)
-    name, net = NETWORKS[network](path)
+    if network in NETWORKS: name, net = NETWORKS[network](path)
+    elif network in shipped(): name, net = network, load(shipped()[network])
+    else: return spec, build(spec, selection)
     return f"{name}, {runtime}" if runtime else name, Running(_heatmap(net, runtime or "eager", size), selection, RUNTIMES[runtime][0].threads if runtime in RUNTIMES else None)
 
 # %% ../nbs/research/benchmark.ipynb #rb09
