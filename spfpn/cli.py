@@ -142,7 +142,7 @@ def _evaluate(protocol: str, detectors: list[str], data, device: str, out: Path 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure detectors with a named protocol.")
 app.add_typer(evaluate, name="evaluate")
 
-Detectors = Annotated[list[str], typer.Option("--detector", help="harris, shi, fast, sift, random, a teacher, spfpn-s, a student's .safetensors, your own FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, or all; as often as needed.")]
+Detectors = Annotated[list[str], typer.Option("--detector", help="harris, shi, fast, sift, random, a teacher, spfpn-s, spfpn-l, a student's .safetensors, your own FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, or all; as often as needed.")]
 Sequences = Annotated[str, typer.Option(help="auto, warped-samples, warped:FOLDER of photographs, hpatches, hpatches-108, or a folder of planar sequences.")]
 Limit = Annotated[int, typer.Option(min=0, help="At most so many sequences; 0: all.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
@@ -362,7 +362,7 @@ def benchmark(
     size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH")] = "480x640",
     rounds: Annotated[int, typer.Option(min=1)] = 30,
     max_keypoints: Annotated[int, typer.Option(min=1)] = 1000,
-    rows: Annotated[Optional[list[str]], typer.Option("--row", help="NETWORK[:RUNTIME], networks student, superpoint, xfeat, runtimes eager, channels-last, compiled, onnx, openvino, openvino-bf16, torch-export; or xfeat-own, or a detector; as often as needed.")] = None,
+    rows: Annotated[Optional[list[str]], typer.Option("--row", help="NETWORK[:RUNTIME], networks student, spfpn-s, spfpn-l, superpoint, xfeat, runtimes eager, channels-last, compiled, onnx, openvino, openvino-bf16, torch-export; or xfeat-own, or a detector; as often as needed.")] = None,
     out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="A .parquet file for the times; outputs/benchmark.parquet when not given.")] = None,
     labels: Annotated[bool, typer.Option("--labelling", help="Instead: images a second of `spfpn label` with ALIKED at 240x320, beside a bare loop around it.")] = False,
     images: Annotated[Optional[str], typer.Option(metavar="FOLDER", help="With --labelling: the photographs, the first 24 of them; the samples of the package when not given.")] = None,

@@ -47,7 +47,7 @@ class Settings:
     sequence_limit: int = 0
     frames: str = ""                   # a folder of video frames, for T1
     # labels
-    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, or the path of a checkpoint, or one of these with @1+1.5: at two scales (then pairs_per_image=0)
+    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, spfpn-l, or the path of a checkpoint, or one of these with @1+1.5: at two scales (then pairs_per_image=0)
     max_keypoints: int = 250           # per image, the best by score
     label_threshold: float = 0.0       # lowest teacher score of a label
     label_nms_radius: int = 4
@@ -136,7 +136,7 @@ def _check(name: str, value):
     if name in CHOICES and value not in CHOICES[name]: raise SettingsError(f"{name}={value!r}: choose one of {', '.join(CHOICES[name])}")
     if name in AT_LEAST and not value >= AT_LEAST[name]: raise SettingsError(f"{name}={value!r}: must be at least {AT_LEAST[name]}")
     if name == "teacher" and not (value in TEACHERS or re.fullmatch(rf"(spfpn-\w+|.+\.safetensors)(@{SCALES})?", value)):
-        raise SettingsError(f"teacher={value!r}: choose one of {', '.join(TEACHERS)}, or a student: spfpn-s, or the path of its .safetensors, at scales of its own with @1+1.5")
+        raise SettingsError(f"teacher={value!r}: choose one of {', '.join(TEACHERS)}, or a student: spfpn-s, spfpn-l, or the path of its .safetensors, at scales of its own with @1+1.5")
     if name == "scales" and not re.fullmatch(SCALES, value): raise SettingsError(f"scales={value!r}: one scale or several, as 1 or 1+1.5")
     if name == "seed" and value >= 2**63: raise SettingsError(f"seed={value!r}: must be below 2**63, as torch's generators need it")
     if name == "crop" and 0 < value < 32: raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")

@@ -1,4 +1,4 @@
-"The student inside the package: there, small, as its card says, and worth its place."
+"The students inside the package: there, small, as their cards say, and worth their places."
 from dataclasses import replace
 
 import pytest
@@ -14,38 +14,50 @@ from spfpn.results import summarise
 from spfpn.settings import load_profile
 
 
-@pytest.mark.parametrize("name", ["spfpn-s"])
+# what differs from the profile small, and the megabytes that it may have
+STUDENTS = {"spfpn-s": ({}, 3), "spfpn-l": (dict(backbone="mobilenetv3_large_100", levels="4", fpn_channels="64", views="4"), 7)}
+every_student = pytest.mark.parametrize("name", STUDENTS)
+
+
+def test_these_are_all(): assert set(shipped()) == set(STUDENTS)
+
+
+@every_student
 def test_it_is_small_and_has_a_card_of_its_own(name):
-    path = shipped()[name]
+    path, (_, megabytes) = shipped()[name], STUDENTS[name]
     card = (WEIGHTS/f"{name}.md").read_text(encoding="utf-8")
-    assert path.stat().st_size <= 3_000_000
+    assert path.stat().st_size <= megabytes * 1e6
     assert digest(path) in card, "the card is of another file"
     header = read_header(path)
     assert header["config"]["backbone"] in card and header["settings"]["teacher"] in ("aliked", "disk"), "a teacher whose licence permits it"
 
 
-def test_the_profile_small_is_how_it_was_made():
-    header, profile = read_header(shipped()["spfpn-s"]), load_profile("small").to_dict()
+@every_student
+def test_the_profile_small_is_how_it_was_made(name):
+    header, profile = read_header(shipped()[name]), load_profile("small", STUDENTS[name][0]).to_dict()
     assert header["phase"] == "phase2" and header["settings"] == {name: profile[name] for name in header["settings"]}
 
 
-def test_it_finds_most_of_its_keypoints_again():
+@every_student
+def test_it_finds_most_of_its_keypoints_again(name):
     scenes = warped_samples(limit=4)   # light and viewpoint of two held-back photographs
-    ours, chance = (R1.run(build(name, R1.selection), scenes)["repeatability@3"].mean() for name in ("spfpn-s", "random"))
+    ours, chance = (R1.run(build(name, R1.selection), scenes)["repeatability@3"].mean() for name in (name, "random"))
     assert ours > 0.6 and chance < 0.25
 
 
-def test_it_knows_the_corners_of_drawings():
+@every_student
+def test_it_knows_the_corners_of_drawings(name):
     "Forty figures under noise; Harris has .3 there."
-    summary = summarise(replace(S1, images=40).run(build("spfpn-s", S1.selection)))
+    summary = summarise(replace(S1, images=40).run(build(name, S1.selection)))
     assert summary.query("split == 'all' and set == 'shapes-noisy'").average_precision.item() > 0.7
 
 
-def test_it_finds_them_in_the_dark():
+@every_student
+def test_it_finds_them_in_the_dark(name):
     "An eighth of the light, in eight bits."
     photos = sample_images()
     images = torch.stack([photos.load(i, (240, 320))[0] for i in range(3)])
-    detector = build("spfpn-s", Selection(max_keypoints=200))
+    detector = build(name, Selection(max_keypoints=200))
     def within(a, b): return (torch.cdist(a.xy, b.xy).amin(1) < 3).float().mean().item()
     found = [within(a, b) for a, b in zip(detector.detect(images), detector.detect((images * 255 / 8).round() / 255))]
     assert sum(found) / len(found) > 0.8   # .62 when the network sees the images as they are
