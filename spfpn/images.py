@@ -23,8 +23,8 @@ from .settings import data_dir, project_root
 __all__ = ['SUFFIXES', 'FORMATS', 'MOST_PIXELS', 'TRAIN_SAMPLES', 'HELD_BACK', 'COCO_LAYOUT', 'HPATCHES_LAYOUT', 'LARGE',
            'MOST_WARPED', 'ImageError', 'printable', 'is_turned', 'read_image', 'to_gray', 'ImageSet', 'find_images',
            'folder_images', 'sample_images', 'data_folder', 'coco_images', 'open_images', 'digest', 'Clip',
-           'PlanarSequence', 'SequenceSet', 'read_homography', 'planar_sequences', 'hpatches', 'held_back',
-           'warped_images', 'warped_samples', 'readable', 'warped_folder', 'open_sequences', 'open_clips']
+           'PlanarSequence', 'SequenceSet', 'read_homography', 'planar_sequences', 'hpatches', 'mirrored_warp',
+           'held_back', 'warped_images', 'warped_samples', 'readable', 'warped_folder', 'open_sequences', 'open_clips']
 
 # %% ../nbs/02_images.ipynb #c05-57bc3144
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".webp", ".bmp")
@@ -258,8 +258,8 @@ def _exposed(image: Tensor, generator: torch.Generator) -> Tensor:
     gain, gamma = torch.rand(2, generator=generator).mul(torch.tensor([0.9, 1.0])).add(torch.tensor([0.5, 0.5])).tolist()
     return ((gain * image) ** gamma + 0.01 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
 
-def _warped(image: Tensor, H: Tensor) -> Tensor:
-    "The image carried through H, with its mirror image around it: black corners would be keypoints to every detector."
+def mirrored_warp(image: Tensor, H: Tensor) -> Tensor:
+    "An image [C, H, W] carried through H [3, 3], with its mirror image around it: black corners would be keypoints to every detector."
     size = tuple(image.shape[-2:])
     margin = min(size) - 1
     mirrored = torch.nn.functional.pad(image[None], (margin,) * 4, mode="reflect")
@@ -269,7 +269,7 @@ def _photo_sequences(name: str, image: Tensor, generator: torch.Generator) -> tu
     size, views = tuple(image.shape[-2:]), 5
     exposures = tuple(_exposed(image, generator) for _ in range(views))
     Hs = tuple(sample_homography(size, generator, min_overlap=0.6) for _ in range(views))
-    warps = tuple(_warped(image, H) for H in Hs)
+    warps = tuple(mirrored_warp(image, H) for H in Hs)
     eye = tuple(torch.eye(3, dtype=torch.float64) for _ in range(views))
     return PlanarSequence(f"i_{name}", "i", (image, *exposures), eye), PlanarSequence(f"v_{name}", "v", (image, *warps), Hs)
 

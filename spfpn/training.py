@@ -23,18 +23,18 @@ from . import model as student
 from .detectors import shipped
 from .figures import heat, side_by_side
 from .geometry import corners, flip, inside, sample_homography, translation, valid_mask, warp_image, warp_points
-from .images import ImageSet, digest, held_back, open_images
+from .images import ImageSet, digest, held_back, mirrored_warp, open_images
 from .keypoints import Keypoints, Selection, extract
 from .labels import LabelError, LabelStore, image_generator, make_labels, points_of
 from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_focal, sigmoid_focal
 from .masks import binary_mask, blob_mask, rank_heights
-from .protocols import nearest_distances, repeatability, shared_points
+from .protocols import R1, nearest_distances, repeatability, shared_points
 from .settings import Settings, agreed, ahead, alone, in_turn, mean_over_ranks, pick_device, rank, ranks, replacing, spread
 from .shapes import degrade, mixture
 
 # %% auto #0
-__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURE_SEED', 'WATCH', 'WATCH_LIGHT', 'WATCHED', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE',
-           'Rows', 'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'new_figure',
+__all__ = ['CACHE_BYTES', 'ERODE', 'FIGURE_SEED', 'WATCH', 'WATCHED', 'CLIP', 'WARM_UP', 'SAVE_SECONDS', 'AVERAGE', 'Rows',
+           'Examples', 'photometric', 'crop_size', 'crop_about', 'random_crop', 'random_view', 'new_figure',
            'BesideFigures', 'settle', 'Phase1', 'Phase2', 'Own', 'precision_recall', 'watch', 'evaluate',
            'TrainingError', 'rate', 'steps_per_epoch', 'step_rows', 'prepare', 'Run', 'arithmetic', 'share',
            'train_step', 'fit', 'recalibrate', 'train_phase1', 'phase2_labels', 'train_phase2']
@@ -222,7 +222,7 @@ class Own(Phase1):
     def __init__(self, examples: Examples, settings: Settings): super().__init__(examples, settings.replace(phase1_sigma=settings.phase2_sigma))
 
 # %% ../nbs/15_training.ipynb #c14-8c7fd6cc
-WATCH, WATCH_LIGHT = Selection(max_keypoints=250, nms_radius=4, threshold=0.1), 0.5
+WATCH = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
 
 def precision_recall(found: Tensor, truth: Tensor, radius: float = 3.0) -> tuple[float, float]:
     "Of points [N, 2] the share within `radius` px of a true one [M, 2], and of true ones the share that has a point within it. 0 where there are none."
@@ -232,15 +232,12 @@ def precision_recall(found: Tensor, truth: Tensor, radius: float = 3.0) -> tuple
 WATCHED = ("precision", "recall", "repeatability", "repeatability_1")   # all at 3 px but the last
 
 def watch(model, image: Tensor, row: dict) -> tuple[float, ...]:
-    "`WATCHED` of the best 250 points on `image` [1, H, W]: precision and recall at 3 px against the row's labels, and repeatability at 3 and at 1 px on a random warp in another light, the same for the same image."
-    size, generator = tuple(image.shape[-2:]), image_generator(0, row["id"])
-    H = sample_homography(size, generator)
-    warped = photometric(warp_image(image[None], H), generator, WATCH_LIGHT)[0]
-    a, b = extract(model.heatmap(torch.stack((image, warped)).to(next(model.parameters()).device)).cpu(), Selection(WATCH.max_keypoints, WATCH.nms_radius))
-    # the warp's edge is no keypoint
-    b = b.select(valid_mask(H, size, erode=WATCH.nms_radius)[0, 0][b.xy[:, 1].long(), b.xy[:, 0].long()])
-    shared, shared_b = shared_points(a, b, H, size, size, WATCH.max_keypoints)
-    return *precision_recall(a.select(a.scores >= WATCH.threshold).xy, points_of(row)), *(repeatability(warp_points(shared.xy, H), shared_b.xy, epsilon) for epsilon in (3, 1))
+    "`WATCHED` on `image` [1, H, W]: precision and recall at 3 px of the best 250 points against the row's labels, and repeatability at 3 and at 1 px, as R1 counts it, on a random warp, the same for the same image."
+    size = tuple(image.shape[-2:])
+    H = sample_homography(size, image_generator(0, row["id"]))
+    heatmaps = model.heatmap(torch.stack((image, mirrored_warp(image, H))).to(next(model.parameters()).device)).cpu()
+    shared, shared_warped = shared_points(*extract(heatmaps, R1.selection), H, size, size, R1.keep)
+    return *precision_recall(extract(heatmaps[:1], WATCH)[0].xy, points_of(row)), *(repeatability(warp_points(shared.xy, H), shared_warped.xy, epsilon) for epsilon in (3, 1))
 
 @torch.no_grad()
 def evaluate(model, task, batch: int, most: int = 96) -> dict[str, float]:
