@@ -35,13 +35,13 @@ def test_it_is_small_and_has_a_card_of_its_own(name):
 @every_student
 def test_the_profile_small_is_how_it_was_made(name):
     header, profile = read_header(shipped()[name]), load_profile("small", STUDENTS[name][0]).to_dict()
-    assert header["phase"] == "phase2" and header["settings"] == {name: profile[name] for name in header["settings"]}
+    assert header["phase"] == "phase2" and header["settings"] == {key: profile[key] for key in header["settings"]}
 
 
 @every_student
 def test_it_finds_most_of_its_keypoints_again(name):
     scenes = warped_samples(limit=4)   # light and viewpoint of two held-back photographs
-    ours, chance = (R1.run(build(name, R1.selection), scenes)["repeatability@3"].mean() for name in (name, "random"))
+    ours, chance = (R1.run(build(detector, R1.selection), scenes)["repeatability@3"].mean() for detector in (name, "random"))
     assert ours > 0.6 and chance < 0.25
 
 
