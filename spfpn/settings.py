@@ -89,7 +89,8 @@ class Settings:
     mirror: bool = False               # half of the random views of phase 1 and of own labels: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
     photometric: float = 1.0           # of random views: how much light, blur and noise change; 0: not at all
     shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view, of which a pair has two; .5: one to every second. A new student's phase 1 has none
-    shapes_weight: float = 1.0         # of the loss on figures at the beginning of a training; from there it goes evenly to 1, which is that of photographs
+    shapes_weight: float = 1.0         # of the loss on figures at the beginning of a training, photographs having 1; from there it goes evenly to
+    shapes_weight_end: float = 1.0     # that at the end
     crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
     repeats: int = 1                   # times an epoch shows each image, each time augmented anew
@@ -126,7 +127,7 @@ CHOICES = dict(resize=("cover", "fit"),
                precision=("auto", "bfloat16", "float32"))
 AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=0,
                 pairs_per_image=0, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
-                consistency_weight=0, supervised_weight=0, seed=0, workers=0, shapes=0, shapes_weight=0, views=1, rotation=0, zoom=1, photometric=0)
+                consistency_weight=0, supervised_weight=0, seed=0, workers=0, shapes=0, shapes_weight=0, shapes_weight_end=0, views=1, rotation=0, zoom=1, photometric=0)
 TEACHERS = ("aliked", "disk", "superpoint", "superpoint-open")   # beside students
 SCALES = r"\d+\.?\d*(?:\+\d+\.?\d*)*"   # 1, 1.5, 1+1.5
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")

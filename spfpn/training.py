@@ -139,12 +139,13 @@ class BesideFigures:
         return dict(figures=images, figures_masks=masks)
 
     def beside(self, model, b: dict[str, Tensor], loss, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        "The terms with the figures' loss, weighted, in `loss`: a mean over their pixels, for a photograph has hundreds of keypoints, a figure ten corners. `progress` in the batch, 0 to 1, leads the weight from `shapes_weight` to 1."
+        "The terms with the figures' loss, weighted, in `loss`: a mean over their pixels, for a photograph has hundreds of keypoints, a figure ten corners. `progress` in the batch, 0 to 1, leads the weight from `shapes_weight` to `shapes_weight_end`."
         if not self.settings.shapes: return terms
         drawn = b["figures"]
         if len(drawn): drawn = model(drawn.repeat(1 + (len(drawn) == 1), 1, 1, 1))[:len(drawn)]   # never one image alone: see `fit`
         figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
-        weight = 1 + (self.settings.shapes_weight - 1) * (1 - b.get("progress", 1.0))
+        first, last = self.settings.shapes_weight, self.settings.shapes_weight_end
+        weight = last + (first - last) * (1 - b.get("progress", 1.0))
         return terms | dict(loss=terms["loss"] + weight * figures, photographs=terms["loss"], figures=figures)
 
 def settle(model: nn.Module):

@@ -15,7 +15,7 @@ from spfpn.settings import load_profile
 
 
 # what differs from the profile small, and the megabytes that it may have
-STUDENTS = {"spfpn-s": ({}, 3), "spfpn-l": (dict(backbone="mobilenetv3_large_100", levels="4", fpn_channels="64", views="4"), 7)}
+STUDENTS = {"spfpn-s": ({}, 3), "spfpn-l": (dict(backbone="mobilenetv3_large_100", levels="4", fpn_channels="64", views="4", phase2_epochs="28", shapes_weight_end="1"), 7)}
 every_student = pytest.mark.parametrize("name", STUDENTS)
 
 
