@@ -89,8 +89,8 @@ class Settings:
     mirror: bool = False               # half of the random views of phase 1 and of own labels: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
     photometric: float = 1.0           # of random views: how much light, blur and noise change; 0: not at all
     shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view, of which a pair has two; .5: one to every second. A new student's phase 1 has none
-    shapes_weight: float = 1.0         # of the loss on figures at the beginning of a training, photographs having 1; from there it goes evenly to
-    shapes_weight_end: float = 1.0     # that at the end
+    shapes_weight: float = 1.0         # of the loss on figures at the beginning of a training; that on photographs has 1
+    shapes_weight_end: float = 1.0     # at the end of it; in between the weight changes evenly
     crop: int = 0                      # train on random squares of this side; 0: on whole images
     precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
     repeats: int = 1                   # times an epoch shows each image, each time augmented anew
