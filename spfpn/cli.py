@@ -159,7 +159,7 @@ def _one_of(*names: str) -> typer.models.OptionInfo:
 @evaluate.command()
 def repeatability(detector: Detectors, sequences: Sequences = "auto", limit: Limit = 0, device: Device = "auto", out: Metrics = None, again: Again = False,
                   protocol: Annotated[str, _one_of("R1", "R2")] = "R1"):
-    "How many keypoints are found again at the right place."
+    "How many keypoints are found again at the right place; R1:nms2 keeps them 2 px apart instead of 4, R1:rounded puts them at pixel centres."
     from spfpn.images import open_sequences
     _evaluate(protocol, detector, open_sequences(sequences, limit), device, out, again)
 

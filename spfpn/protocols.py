@@ -5,7 +5,7 @@
 # %% ../nbs/12_protocols.ipynb #c02-ff7e3696
 from __future__ import annotations
 
-import json
+import json, re
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
@@ -143,9 +143,14 @@ class Repeatability(PairProtocol):
                 "over_points": [within(best, self.localization_epsilon) for best in curve]}
 
     def using(self, *parts: str) -> Repeatability:
-        "The protocol with points rounded to pixels, for the only part there is: rounded. Raises ValueError for another one."
-        if parts != ("rounded",): raise ValueError(f"{':'.join(parts)!r}: {self.name} is also known as {self.name}:rounded, and no other way")
-        return replace(self, name=f"{self.name}:rounded", rounded=True)
+        "The protocol with keypoints that are maxima within another radius (`nms2`: 2 px), with points rounded to pixels (`rounded`), or both. Raises ValueError for another part."
+        radius, rounded = self.selection.nms_radius, False
+        for part in parts:
+            if part == "rounded": rounded = True
+            elif chosen := re.fullmatch("nms([1-9][0-9]?)", part): radius = int(chosen[1])
+            else: raise ValueError(f"{part!r}: {self.name} is also known as {self.name}:rounded, and as {self.name}:nms2 for another radius of suppression, and no other way")
+        name = self.name + f":nms{radius}" * (radius != self.selection.nms_radius) + ":rounded" * rounded
+        return replace(self, name=name, rounded=rounded, selection=replace(self.selection, nms_radius=radius))
 
 R1 = Repeatability("R1", Selection(max_keypoints=1000, nms_radius=4))
 R2 = Repeatability("R2", Selection(max_keypoints=1000, nms_radius=4), crop="top-left", keep=1000)
@@ -387,8 +392,8 @@ T1 = Stability("T1", Selection(max_keypoints=1000, nms_radius=4))
 PROTOCOLS: dict[str, Protocol] = dict(R1=R1, R2=R2, H1=H1, H2=H2, S1=S1, S2=S2, T1=T1)
 
 def named(name: str) -> Protocol:
-    """The protocol of that name; "H1:aliked" is H1 with ALIKED's descriptors, "R1:rounded" R1 with points at pixel centres. Raises ValueError for an unknown one."""
+    """The protocol of that name; "H1:aliked" is H1 with ALIKED's descriptors, "R1:rounded" R1 with points at pixel centres, "R1:nms2" R1 with keypoints 2 px apart. Raises ValueError for an unknown one."""
     base, *parts = name.split(":")
     if base not in PROTOCOLS or (parts and not hasattr(PROTOCOLS[base], "using")):
-        raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}; H1 and H2 also as H1:DESCRIPTOR[:MATCHER][:ESTIMATOR], R1 and R2 as R1:rounded")
+        raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}; H1 and H2 also as H1:DESCRIPTOR[:MATCHER][:ESTIMATOR], R1 and R2 as R1:rounded, R1:nms2")
     return PROTOCOLS[base].using(*parts) if parts else PROTOCOLS[base]
