@@ -16,7 +16,8 @@ from spfpn.training import _meta
 
 
 # what differs from the profile small, and the megabytes that it may have
-STUDENTS = {"spfpn-s": ({}, 3), "spfpn-l": (dict(backbone="mobilenetv3_large_100", levels="4", fpn_channels="64", views="4", phase2_epochs="28", shapes_weight_end="1"), 7)}
+STUDENTS = {"spfpn-s": (dict(views="8", shapes_weight="0.5", phase2_epochs="16"), 3),   # of the second time of phase 2
+             "spfpn-l": (dict(backbone="mobilenetv3_large_100", levels="4", fpn_channels="64", views="4", phase2_epochs="28", shapes_weight_end="1"), 7)}
 every_student = pytest.mark.parametrize("name", STUDENTS)
 
 
@@ -38,6 +39,8 @@ def test_the_profile_small_is_how_it_was_made(name):
     header, profile = read_header(shipped()[name]), load_profile("small", STUDENTS[name][0])
     made = _meta(Settings())["settings"] | header["settings"]   # a setting that came later than the student has its default, which changes nothing
     assert header["phase"] == "phase2" and made == _meta(profile)["settings"]
+    card = (WEIGHTS/f"{name}.md").read_text(encoding="utf-8")
+    assert all(f"-p {key}={value}" in card for key, value in STUDENTS[name][0].items()), "the card's command makes another student"
 
 
 @every_student
