@@ -144,6 +144,7 @@ class Repeatability(PairProtocol):
 
     def using(self, *parts: str) -> Repeatability:
         "The protocol with keypoints that are maxima within another radius (`nms2`: 2 px), with points rounded to pixels (`rounded`), or both. Raises ValueError for another part."
+        if ":" in self.name or len({part[:3] for part in parts}) < len(parts): raise ValueError(f"{':'.join((self.name, *parts))!r}: each of rounded and nms2 once, and of R1 or R2 itself")
         radius, rounded = self.selection.nms_radius, False
         for part in parts:
             if part == "rounded": rounded = True
