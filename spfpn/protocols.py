@@ -143,15 +143,12 @@ class Repeatability(PairProtocol):
                 "over_points": [within(best, self.localization_epsilon) for best in curve]}
 
     def using(self, *parts: str) -> Repeatability:
-        "The protocol with keypoints that are maxima within another radius (`nms2`: 2 px), with points rounded to pixels (`rounded`), or both. Raises ValueError for another part."
-        if ":" in self.name or len({part[:3] for part in parts}) < len(parts): raise ValueError(f"{':'.join((self.name, *parts))!r}: each of rounded and nms2 once, and of R1 or R2 itself")
-        radius, rounded = self.selection.nms_radius, False
-        for part in parts:
-            if part == "rounded": rounded = True
-            elif chosen := re.fullmatch("nms([1-9][0-9]?)", part): radius = int(chosen[1])
-            else: raise ValueError(f"{part!r}: {self.name} is also known as {self.name}:rounded, and as {self.name}:nms2 for another radius of suppression, and no other way")
-        name = self.name + f":nms{radius}" * (radius != self.selection.nms_radius) + ":rounded" * rounded
-        return replace(self, name=name, rounded=rounded, selection=replace(self.selection, nms_radius=radius))
+        "The protocol with keypoints that are maxima within another radius (`nms2`: 2 px), with points rounded to pixels (`rounded`), or both, in this order. Raises ValueError for another way."
+        way = ":".join(parts)
+        if not re.fullmatch("rounded|nms[1-9][0-9]?(:rounded)?", way): raise ValueError(f"{way!r}: {self.name} is also known as {self.name}:rounded, {self.name}:nms2 (another radius of suppression) and {self.name}:nms2:rounded, and no other way")
+        radius = re.search("[0-9]+", way)
+        selection = replace(self.selection, nms_radius=int(radius[0])) if radius else self.selection
+        return replace(self, name=f"{self.name}:{way}", rounded=self.rounded or parts[-1] == "rounded", selection=selection)
 
 R1 = Repeatability("R1", Selection(max_keypoints=1000, nms_radius=4))
 R2 = Repeatability("R2", Selection(max_keypoints=1000, nms_radius=4), crop="top-left", keep=1000)
