@@ -35,7 +35,9 @@ __all__ = ['NETWORKS', 'ROWS', 'STAGES', 'REST', 'Cells', 'SuperPointCells', 'XF
 # %% ../nbs/research/benchmark.ipynb #rb06
 class Cells(nn.Module):
     "A network of cells behind `heatmap`, for any size: subclasses give `cell` and `maps(images)`, the heatmap of an image of whole cells."
+
     cell = 8
+
     def __init__(self, net: nn.Module):
         super().__init__()
         self.net = net.eval()
@@ -45,94 +47,149 @@ class Cells(nn.Module):
         down, right = ((self.cell - n % self.cell) % self.cell for n in (h, w))
         return self.maps(F.pad(images, (0, right, 0, down), mode="replicate"))[..., :h, :w]
 
+
 class SuperPointCells(Cells):
-    def maps(self, images: Tensor) -> Tensor: return F.pixel_shuffle(self.net(images)[0].softmax(1)[:, :-1], 8)
+    def maps(self, images: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.net(images)[0].softmax(1)[:, :-1], 8)
+
 
 class XFeatCells(Cells):
     "XFeat (Potje et al. 2024) in kornia's words."
+
     cell = 32
+
     def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
         _, cells, reliability = self.net(images)
         return F.pixel_shuffle(cells.softmax(1)[:, :-1], 8), reliability
 
     def maps(self, images: Tensor) -> Tensor:
         heatmap, reliability = self.both(images)
-        return heatmap * F.interpolate(reliability, size=heatmap.shape[-2:], mode="bilinear", align_corners=False)
+        return heatmap * F.interpolate(
+            reliability, size=heatmap.shape[-2:], mode="bilinear", align_corners=False
+        )
 
 # %% ../nbs/research/benchmark.ipynb #rb07
 def _superpoint(path) -> tuple[str, nn.Module]:
     net, known = SuperPoint.SOURCES["superpoint"][0](), MAGIC_LEAP.path.is_file()
-    if known: net.load_state_dict(read_weights(MAGIC_LEAP))
-    net.convDa = net.convDb = nn.Identity()   # no descriptors
+    if known:
+        net.load_state_dict(read_weights(MAGIC_LEAP))
+    net.convDa = net.convDb = nn.Identity()  # no descriptors
     return "SuperPoint" if known else "SuperPoint (random weights)", SuperPointCells(net)
+
 
 def _xfeat(path=None) -> tuple[str, XFeatCells]:
     from kornia.feature import XFeatModel
+
     return "XFeat (random weights)", XFeatCells(XFeatModel())
 
-NETWORKS: dict[str, Callable] = {"student": lambda path: ("student", load(path)), "superpoint": _superpoint, "xfeat": _xfeat}
+
+NETWORKS: dict[str, Callable] = {
+    "student": lambda path: ("student", load(path)),
+    "superpoint": _superpoint,
+    "xfeat": _xfeat,
+}
+
 
 def _heatmap(network: nn.Module, runtime: str, size: tuple[int, int]) -> Callable:
     "A network's heatmap as a function of images of one size, in PyTorch or in one of `export.RUNTIMES`."
-    if runtime == "eager": return network.heatmap
-    if runtime == "compiled": return torch.compile(network.heatmap)
-    if runtime == "channels-last": return copy.deepcopy(network).to(memory_format=torch.channels_last).heatmap
+    if runtime == "eager":
+        return network.heatmap
+    if runtime == "compiled":
+        return torch.compile(network.heatmap)
+    if runtime == "channels-last":
+        return copy.deepcopy(network).to(memory_format=torch.channels_last).heatmap
     run = runs(network, runtime, size)
     return lambda images: run(images)[0]
 
+
 class Running(MapDetector):
     "A heatmap in a runtime, and our choice of keypoints."
+
     def __init__(self, heatmap: Callable, selection: Selection, threads: int | None = None):
         super().__init__(selection)
         self.heatmap, self.threads = heatmap, threads
 
     @torch.inference_mode()
-    def scores(self, images: Tensor) -> Tensor: return self.heatmap(images)
+    def scores(self, images: Tensor) -> Tensor:
+        return self.heatmap(images)
 
 # %% ../nbs/research/benchmark.ipynb #rb07c
 class XFeat(MapDetector):
     "XFeat with its own choice of keypoints. Images of whole cells, multiples of 32."
+
     name = "xfeat"
+
     def __init__(self, selection: Selection = Selection()):
         super().__init__(selection)
         self.net = _xfeat()[1]
 
     @torch.inference_mode()
-    def scores(self, images: Tensor) -> tuple[Tensor, Tensor]: return self.net.both(images)
+    def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net.both(images)
 
     @torch.inference_mode()
     def points(self, maps: tuple[Tensor, Tensor]) -> list[Keypoints]:
         from kornia.feature.xfeat import InterpolateSparse2d
         from kornia.geometry.subpix import nms2d
+
         (heatmap, reliability), (h, w) = maps, maps[0].shape[-2:]
         y, x = nms2d(heatmap, (5, 5), mask_only=True)[0, 0].nonzero(as_tuple=True)
         xy = torch.stack((x, y), -1)[None]
-        scores = InterpolateSparse2d("nearest")(heatmap, xy, h, w) * InterpolateSparse2d("bilinear")(reliability, xy, h, w)
+        scores = InterpolateSparse2d("nearest")(heatmap, xy, h, w) * InterpolateSparse2d(
+            "bilinear"
+        )(reliability, xy, h, w)
         best = scores[0, :, 0].topk(min(self.selection.max_keypoints, len(x)))
         return [Keypoints(xy[0, best.indices].float(), best.values)]
 
-ROWS = ("student", "student:onnx", "student:openvino", "student:openvino-bf16", "superpoint", "superpoint:onnx", "superpoint:openvino", "superpoint:openvino-bf16",
-        "xfeat", "xfeat:openvino", "xfeat-own", "aliked", "harris")
 
-def row(spec: str, path: str | Path, selection: Selection, size: tuple[int, int]) -> tuple[str, Detector]:
+ROWS = (
+    "student",
+    "student:onnx",
+    "student:openvino",
+    "student:openvino-bf16",
+    "superpoint",
+    "superpoint:onnx",
+    "superpoint:openvino",
+    "superpoint:openvino-bf16",
+    "xfeat",
+    "xfeat:openvino",
+    "xfeat-own",
+    "aliked",
+    "harris",
+)
+
+
+def row(
+    spec: str, path: str | Path, selection: Selection, size: tuple[int, int]
+) -> tuple[str, Detector]:
     "The name of a row, and what is timed: `network[:runtime]` with a network of `NETWORKS` (`student`: the checkpoint at `path`) or the name of a shipped student, xfeat-own, or whatever detector `build` takes. Raises as these do."
     network, _, runtime = spec.partition(":")
-    if spec == "xfeat-own": return "XFeat (random weights), its own choice", XFeat(selection)
-    if network in NETWORKS: name, net = NETWORKS[network](path)
-    elif network in shipped(): name, net = network, load(shipped()[network])
-    else: return spec, build(spec, selection)
-    return f"{name}, {runtime}" if runtime else name, Running(_heatmap(net, runtime or "eager", size), selection, RUNTIMES[runtime][0].threads if runtime in RUNTIMES else None)
+    if spec == "xfeat-own":
+        return "XFeat (random weights), its own choice", XFeat(selection)
+    if network in NETWORKS:
+        name, net = NETWORKS[network](path)
+    elif network in shipped():
+        name, net = network, load(shipped()[network])
+    else:
+        return spec, build(spec, selection)
+    return f"{name}, {runtime}" if runtime else name, Running(
+        _heatmap(net, runtime or "eager", size),
+        selection,
+        RUNTIMES[runtime][0].threads if runtime in RUNTIMES else None,
+    )
 
 # %% ../nbs/research/benchmark.ipynb #rb09
 STAGES = ["decode", "network", "selection"]
+
 
 def photographs(folder: str | Path, size: tuple[int, int]) -> list[Path]:
     "Three samples in colour as JPEG files of `size` in a folder."
     samples, paths = sample_images(("coffee.png", "chelsea.png", "motorcycle_left.png")), []
     for i, name in enumerate(samples.ids):
-        paths.append(Path(folder)/f"{Path(name).stem}.jpg")
+        paths.append(Path(folder) / f"{Path(name).stem}.jpg")
         to_pil(samples.load(i, size, gray=False)[0]).save(paths[-1], quality=90)
     return paths
+
 
 def stages(detector: Detector, path: Path, size: tuple[int, int]) -> dict[str, float]:
     "Milliseconds of each of `STAGES` from the file at `path` to the keypoints of the image at `size`."
@@ -147,41 +204,84 @@ def stages(detector: Detector, path: Path, size: tuple[int, int]) -> dict[str, f
     return {stage: 1000 * (b - a) for stage, a, b in zip(STAGES, times, times[1:])}
 
 # %% ../nbs/research/benchmark.ipynb #rb12
-def _ready(spec: str, path: Path, selection: Selection, photo: Path, size, report: Callable) -> tuple[str, Detector] | None:
+def _ready(
+    spec: str, path: Path, selection: Selection, photo: Path, size, report: Callable
+) -> tuple[str, Detector] | None:
     "The row, warm, or None, and a line that says why."
     try:
         name, detector = row(spec, path, selection, size)
         stages(detector, photo, size)
         return name, detector
-    except Exception as error:   # a missing extra, weights that are away, no compiler: each has its own kind, and none of them should cost the others
+    except Exception as error:  # a missing extra, weights that are away, no compiler: each has its own kind, and none of them should cost the others
         report(f"left out: {spec} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})")
+
 
 def _processor() -> str:
     "Its name; on Linux it stands in a file, where `platform` does not look."
-    try: return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError): return platform.processor()
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):
+        return platform.processor()
+
 
 def about() -> str:
     "What a time depends on besides, as JSON: processor, threads, versions."
-    return json.dumps(dict(processor=_processor(), threads=torch.get_num_threads(), python=platform.python_version(), **{p: version(p) for p in ("spfpn", "torch")}))
+    return json.dumps(
+        dict(
+            processor=_processor(),
+            threads=torch.get_num_threads(),
+            python=platform.python_version(),
+            **{p: version(p) for p in ("spfpn", "torch")},
+        )
+    )
 
-REST = 0.05   # s before each turn: the idle threads of the one before spin for a while yet
 
-def benchmark(student: str | Path, size: tuple[int, int] = (480, 640), rounds: int = 30, max_keypoints: int = 1000, rows=(), report: Callable = print) -> pd.DataFrame:
+REST = 0.05  # s before each turn: the idle threads of the one before spin for a while yet
+
+
+def benchmark(
+    student: str | Path,
+    size: tuple[int, int] = (480, 640),
+    rounds: int = 30,
+    max_keypoints: int = 1000,
+    rows=(),
+    report: Callable = print,
+) -> pd.DataFrame:
     """Milliseconds from an image file to keypoints, a row for each detector and round, in columns for each of `STAGES`, and `total`.
 
     `student`: a checkpoint, or the name of a shipped one. `rows`: as `row` takes them; `ROWS` when empty. One that cannot run here, or is not known, is left out, and `report` called with the reason. Raises `CheckpointError`, and `ValueError` when nothing is left."""
-    path, selection = Path(shipped().get(str(student), student)), Selection(max_keypoints, subpixel=True)
+    path, selection = (
+        Path(shipped().get(str(student), student)),
+        Selection(max_keypoints, subpixel=True),
+    )
     read_header(path)
+
     def rested(*turn) -> dict[str, float]:
         sleep(REST)
         return stages(*turn)
+
     with TemporaryDirectory() as folder:
         photos = photographs(folder, size)
-        ready = [one for spec in rows or ROWS if (one := _ready(spec, path, selection, photos[0], size, report))]
-        times = [dict(row=name, round=i, **rested(detector, photos[i % len(photos)], size)) for i in range(rounds) for name, detector in ready]
-    if not times: raise ValueError("nothing to time: rounds is 0, or no row can run here")
-    return pd.DataFrame(times).assign(total=lambda t: t[STAGES].sum(axis=1), height=size[0], width=size[1], keypoints=max_keypoints, about=about())
+        ready = [
+            one
+            for spec in rows or ROWS
+            if (one := _ready(spec, path, selection, photos[0], size, report))
+        ]
+        times = [
+            dict(row=name, round=i, **rested(detector, photos[i % len(photos)], size))
+            for i in range(rounds)
+            for name, detector in ready
+        ]
+    if not times:
+        raise ValueError("nothing to time: rounds is 0, or no row can run here")
+    return pd.DataFrame(times).assign(
+        total=lambda t: t[STAGES].sum(axis=1),
+        height=size[0],
+        width=size[1],
+        keypoints=max_keypoints,
+        about=about(),
+    )
+
 
 def summary(times: pd.DataFrame) -> pd.DataFrame:
     "Medians of a benchmark's times, ms, and `ratio`: the median over rounds of a row's total over the first row's in the same round."
@@ -189,21 +289,40 @@ def summary(times: pd.DataFrame) -> pd.DataFrame:
     table = times.groupby("row", sort=False)[[*STAGES, "total"]].median()
     return table.assign(ratio=totals.div(totals[times.row.iloc[0]], axis=0).median()).reset_index()
 
+
 def save_times(times: pd.DataFrame, path: str | Path):
-    with replacing(path) as beside: times.to_parquet(beside, index=False)
+    with replacing(path) as beside:
+        times.to_parquet(beside, index=False)
 
 # %% ../nbs/research/benchmark.ipynb #rb18
-def labelling(name: str = "aliked", size: tuple[int, int] = (240, 320), rounds: int = 5, folder: str = "samples", limit: int = 24) -> pd.DataFrame:
+def labelling(
+    name: str = "aliked",
+    size: tuple[int, int] = (240, 320),
+    rounds: int = 5,
+    folder: str = "samples",
+    limit: int = 24,
+) -> pd.DataFrame:
     "Images a second, a row for each round: `bare`, a teacher's `detect` on the first photographs of `folder` in memory, one at a time; `label`, the same from files to labels on disk, as `spfpn label` does it on a processor; `ratio`, label over bare."
-    images, detector = open_images(folder, limit), teacher(name, Selection(Settings().max_keypoints), own_nms=False)
+    images, detector = (
+        open_images(folder, limit),
+        teacher(name, Selection(Settings().max_keypoints), own_nms=False),
+    )
     loaded = [images.load(i, size)[0][None] for i in range(len(images))]
+
     def bare():
-        for image in loaded: detector.detect(image)
+        for image in loaded:
+            detector.detect(image)
+
     def label():
-        with TemporaryDirectory() as out: label_images(images, detector, out, size=size, progress=False)
+        with TemporaryDirectory() as out:
+            label_images(images, detector, out, size=size, progress=False)
+
     def rate(work: Callable) -> float:
         start = perf_counter()
         work()
         return len(images) / (perf_counter() - start)
+
     bare()
-    return pd.DataFrame([dict(bare=rate(bare), label=rate(label)) for _ in range(rounds)]).assign(ratio=lambda t: t.label / t.bare)
+    return pd.DataFrame([dict(bare=rate(bare), label=rate(label)) for _ in range(rounds)]).assign(
+        ratio=lambda t: t.label / t.bare
+    )

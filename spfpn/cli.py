@@ -26,21 +26,32 @@ __all__ = ['app', 'Profile', 'Parameters', 'RunFolder', 'train', 'ALL', 'evaluat
 # %% ../nbs/19_cli.ipynb #c06-19321d82
 def _exit_code(error: Exception) -> int | None:
     "2 for what the user can mend, 1 for a notebook or a training that failed, None for a defect."
-    if isinstance(error, (ValueError, OSError, ImportError)): return 2
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return 2
     return 1 if type(error).__name__ in ("WorkbookError", "TrainingError") else None
+
 
 class Commands(typer.core.TyperGroup):
     "Commands whose foreseeable errors are one message and an exit code."
+
     def invoke(self, ctx):
-        try: return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
         except Exception as error:
             code = _exit_code(error)
-            if code is None or os.environ.get("SPFPN_DEBUG"): raise
+            if code is None or os.environ.get("SPFPN_DEBUG"):
+                raise
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(code) from None
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-                  help="Learned keypoint detection: label, train, evaluate, detect. SPFPN_DEBUG=1 shows tracebacks.")
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Learned keypoint detection: label, train, evaluate, detect. SPFPN_DEBUG=1 shows tracebacks.",
+)
 
 # %% ../nbs/19_cli.ipynb #c07-1847556c
 def _version(wanted: bool):
@@ -48,31 +59,60 @@ def _version(wanted: bool):
         typer.echo(__version__)
         raise typer.Exit()
 
+
 @app.callback()
-def main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False): pass
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+):
+    pass
 
 # %% ../nbs/19_cli.ipynb #c09-15e1f609
 Profile = Annotated[str, typer.Option("--profile", help="A section of settings.ini.")]
-Parameters = Annotated[Optional[list[str]], typer.Option("-p", "--parameter", metavar="KEY=VALUE", help="A setting, on top of the profile's; as often as needed.")]
+Parameters = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "-p",
+        "--parameter",
+        metavar="KEY=VALUE",
+        help="A setting, on top of the profile's; as often as needed.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="The run's folder.")]
+
 
 def _overrides(parameters: list[str] | None) -> dict[str, str]:
     "`key=value` texts as a mapping."
     pairs = [text.partition("=") for text in parameters or ()]
     for key, equals, _ in pairs:
-        if not (key and equals): raise typer.BadParameter(f"{key!r}: write -p key=value")
+        if not (key and equals):
+            raise typer.BadParameter(f"{key!r}: write -p key=value")
     return {key.strip(): value for key, _, value in pairs}
+
 
 def _settings(profile: str, parameters: list[str] | None):
     from spfpn.settings import load_profile
+
     return load_profile(profile, _overrides(parameters))
 
 # %% ../nbs/19_cli.ipynb #c12-350d3f20
 @app.command()
-def run(profile: Profile = "quick", parameters: Parameters = None,
-        out: Annotated[Optional[str], typer.Option("--out", metavar="NAME", help="The run's name, a folder of outputs/; the profile's when not given.")] = None):
+def run(
+    profile: Profile = "quick",
+    parameters: Parameters = None,
+    out: Annotated[
+        Optional[str],
+        typer.Option(
+            "--out",
+            metavar="NAME",
+            help="The run's name, a folder of outputs/; the profile's when not given.",
+        ),
+    ] = None,
+):
     "Execute the workbook into outputs/NAME, from the first step that is not done."
     from spfpn.workbook import run_workbook
+
     run_workbook(_settings(profile, parameters), out or profile)
 
 # %% ../nbs/19_cli.ipynb #c13-09af067a
@@ -80,61 +120,106 @@ def run(profile: Profile = "quick", parameters: Parameters = None,
 def label(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None):
     "Run the teacher over the images: OUT/labels and OUT/pairs (none for pairs_per_image=0)."
     from spfpn.labels import make_labels, make_pairs
+
     settings = _settings(profile, parameters)
-    make_labels(settings, out/"labels")
-    if settings.pairs_per_image: make_pairs(settings, out/"pairs")
+    make_labels(settings, out / "labels")
+    if settings.pairs_per_image:
+        make_pairs(settings, out / "pairs")
 
 # %% ../nbs/19_cli.ipynb #c14-7639f7c7
-train = typer.Typer(no_args_is_help=True, help="Train the student: phase1 from labels, phase2 from pairs.")
+train = typer.Typer(
+    no_args_is_help=True, help="Train the student: phase1 from labels, phase2 from pairs."
+)
 app.add_typer(train, name="train")
+
 
 @train.command()
 def phase1(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None):
     "Learn where the teacher's keypoints are: OUT/labels into OUT/phase1."
     from spfpn.training import train_phase1
-    train_phase1(_settings(profile, parameters), out/"labels", out/"phase1")
+
+    train_phase1(_settings(profile, parameters), out / "labels", out / "phase1")
+
 
 @train.command()
-def phase2(out: RunFolder, profile: Profile = "quick", parameters: Parameters = None,
-           start: Annotated[Optional[Path], typer.Option(help="The checkpoint to start from; OUT/phase1/best.safetensors when not given.")] = None):
+def phase2(
+    out: RunFolder,
+    profile: Profile = "quick",
+    parameters: Parameters = None,
+    start: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="The checkpoint to start from; OUT/phase1/best.safetensors when not given."
+        ),
+    ] = None,
+):
     "Learn to agree with oneself on warped images: OUT/pairs into OUT/phase2; with phase2_loss=own, from labels by phase 1's student, OUT/own."
     from spfpn.training import phase2_labels, train_phase2
+
     settings = _settings(profile, parameters)
-    start = start or out/"phase1"/"best.safetensors"
-    train_phase2(settings, phase2_labels(settings, out, start), start, out/"phase2")
+    start = start or out / "phase1" / "best.safetensors"
+    train_phase2(settings, phase2_labels(settings, out, start), start, out / "phase2")
 
 # %% ../nbs/19_cli.ipynb #c16-813dc8e2
 def show_table(frame, title: str = ""):
     "Print a DataFrame, numbers with three decimals."
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    texts = {name: ["–" if v != v else f"{v:.3f}" if isinstance(v, float) else str(v) for v in frame[name]] for name in frame}
-    for name, column in texts.items(): table.add_column(str(name), overflow="fold", min_width=max(map(len, column), default=0))   # titles are folded, figures never
-    for row in zip(*texts.values()): table.add_row(*row)
+    texts = {
+        name: [
+            "–" if v != v else f"{v:.3f}" if isinstance(v, float) else str(v) for v in frame[name]
+        ]
+        for name in frame
+    }
+    for name, column in texts.items():
+        table.add_column(
+            str(name), overflow="fold", min_width=max(map(len, column), default=0)
+        )  # titles are folded, figures never
+    for row in zip(*texts.values()):
+        table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
+
 ALL = ("harris", "shi", "fast", "sift", "superpoint", "aliked", "disk")
+
 
 def show_results(rows):
     "A table for each protocol and set of the rows, and published figures beside them where there are any."
     from spfpn.results import beside_published, readable, summarise
+
     summary = summarise(rows)
-    for (protocol, name), part in summary.groupby(["protocol", "set"], sort=False): show_table(readable(part), f"{protocol} on {name}")
+    for (protocol, name), part in summary.groupby(["protocol", "set"], sort=False):
+        show_table(readable(part), f"{protocol} on {name}")
     published = beside_published(summary)
-    if len(published): show_table(published, "Beside published figures")
+    if len(published):
+        show_table(published, "Beside published figures")
+
 
 def _metrics(out: Path | None) -> Path:
     from spfpn.settings import outputs_dir
-    return out or outputs_dir()/"metrics.parquet"
 
-def _evaluate(protocol: str, detectors: list[str], data, device: str, out: Path | None, again: bool):
+    return out or outputs_dir() / "metrics.parquet"
+
+
+def _evaluate(
+    protocol: str, detectors: list[str], data, device: str, out: Path | None, again: bool
+):
     from spfpn.protocols import named
     from spfpn.results import evaluate as measure
     from spfpn.settings import outputs_dir, pick_device
     from spfpn.views import Kept
+
     chosen = named(protocol)
     typer.echo(f"{chosen.name}: {chosen.settings()}")
     specs = [name for spec in detectors for name in (ALL if spec == "all" else (spec,))]
-    rows = measure(specs, [chosen], data, _metrics(out), str(pick_device(device)), clips=data, kept=None if again else Kept(outputs_dir()/"predictions"))
+    rows = measure(
+        specs,
+        [chosen],
+        data,
+        _metrics(out),
+        str(pick_device(device)),
+        clips=data,
+        kept=None if again else Kept(outputs_dir() / "predictions"),
+    )
     show_results(rows)
     typer.echo(f"{len(rows)} rows are in {_metrics(out)}")
 
@@ -142,240 +227,532 @@ def _evaluate(protocol: str, detectors: list[str], data, device: str, out: Path 
 evaluate = typer.Typer(no_args_is_help=True, help="Measure detectors with a named protocol.")
 app.add_typer(evaluate, name="evaluate")
 
-Detectors = Annotated[list[str], typer.Option("--detector", help="harris, shi, fast, sift, random, a teacher, spfpn-s, spfpn-l, a student's .safetensors, your own FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, or all; as often as needed.")]
-Sequences = Annotated[str, typer.Option(help="auto, warped-samples, warped:FOLDER of photographs, hpatches, hpatches-108, or a folder of planar sequences.")]
+Detectors = Annotated[
+    list[str],
+    typer.Option(
+        "--detector",
+        help="harris, shi, fast, sift, random, a teacher, spfpn-s, spfpn-l, a student's .safetensors, your own FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION, or all; as often as needed.",
+    ),
+]
+Sequences = Annotated[
+    str,
+    typer.Option(
+        help="auto, warped-samples, warped:FOLDER of photographs, hpatches, hpatches-108, or a folder of planar sequences."
+    ),
+]
 Limit = Annotated[int, typer.Option(min=0, help="At most so many sequences; 0: all.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, mps.")]
-Metrics = Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="Add the rows to this .parquet file; to outputs/metrics.parquet when not given.")]
-Again = Annotated[bool, typer.Option("--again", help="Look at every image anew, whatever is kept in outputs/predictions.")]
+Metrics = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Add the rows to this .parquet file; to outputs/metrics.parquet when not given.",
+    ),
+]
+Again = Annotated[
+    bool,
+    typer.Option(
+        "--again", help="Look at every image anew, whatever is kept in outputs/predictions."
+    ),
+]
+
 
 def _one_of(*names: str) -> typer.models.OptionInfo:
     def check(value: str):
-        if value.partition(":")[0] not in names: raise typer.BadParameter(f"choose one of {', '.join(names)}")
+        if value.partition(":")[0] not in names:
+            raise typer.BadParameter(f"choose one of {', '.join(names)}")
         return value
+
     return typer.Option("--protocol", callback=check, help=" or ".join(names) + ".")
 
 # %% ../nbs/19_cli.ipynb #c19-aaa1468c
 @evaluate.command()
-def repeatability(detector: Detectors, sequences: Sequences = "auto", limit: Limit = 0, device: Device = "auto", out: Metrics = None, again: Again = False,
-                  protocol: Annotated[str, _one_of("R1", "R2")] = "R1"):
+def repeatability(
+    detector: Detectors,
+    sequences: Sequences = "auto",
+    limit: Limit = 0,
+    device: Device = "auto",
+    out: Metrics = None,
+    again: Again = False,
+    protocol: Annotated[str, _one_of("R1", "R2")] = "R1",
+):
     "How many keypoints are found again at the right place; R1:nms2 keeps them 2 px apart instead of 4, R1:rounded puts them at pixel centres."
     from spfpn.images import open_sequences
+
     _evaluate(protocol, detector, open_sequences(sequences, limit), device, out, again)
 
+
 @evaluate.command()
-def homography(detector: Detectors, sequences: Sequences = "auto", limit: Limit = 0, device: Device = "auto", out: Metrics = None, again: Again = False,
-               protocol: Annotated[str, _one_of("H1", "H2")] = "H1"):
+def homography(
+    detector: Detectors,
+    sequences: Sequences = "auto",
+    limit: Limit = 0,
+    device: Device = "auto",
+    out: Metrics = None,
+    again: Again = False,
+    protocol: Annotated[str, _one_of("H1", "H2")] = "H1",
+):
     "How well a homography is estimated from matched keypoints; H2:aliked:lightglue:poselib names descriptor, matcher and estimator."
     from spfpn.images import open_sequences
+
     _evaluate(protocol, detector, open_sequences(sequences, limit), device, out, again)
 
+
 @evaluate.command()
-def detection(detector: Detectors, device: Device = "auto", out: Metrics = None, again: Again = False, protocol: Annotated[str, _one_of("S1", "S2")] = "S1"):
+def detection(
+    detector: Detectors,
+    device: Device = "auto",
+    out: Metrics = None,
+    again: Again = False,
+    protocol: Annotated[str, _one_of("S1", "S2")] = "S1",
+):
     "How well the corners of Synthetic Shapes are found."
     _evaluate(protocol, detector, None, device, out, again)
 
+
 @evaluate.command()
-def stability(detector: Detectors, frames: Annotated[Path, typer.Option(help="A folder of frames, or of folders of frames.")], device: Device = "auto", out: Metrics = None, again: Again = False):
+def stability(
+    detector: Detectors,
+    frames: Annotated[Path, typer.Option(help="A folder of frames, or of folders of frames.")],
+    device: Device = "auto",
+    out: Metrics = None,
+    again: Again = False,
+):
     "How many keypoints are found again in the next frame of a video, where optical flow puts them (T1)."
     from spfpn.images import open_clips
+
     _evaluate("T1", detector, open_clips(frames.absolute()), device, out, again)
 
 # %% ../nbs/19_cli.ipynb #c19c-c7e43a0d
-MetricsFile = Annotated[Optional[Path], typer.Option("--metrics", metavar="FILE", help="A .parquet file of metrics; outputs/metrics.parquet when not given.")]
+MetricsFile = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--metrics",
+        metavar="FILE",
+        help="A .parquet file of metrics; outputs/metrics.parquet when not given.",
+    ),
+]
+
 
 @app.command()
 def results(metrics: MetricsFile = None):
     "The tables of a file of metrics."
     from spfpn.results import read_metrics
+
     show_results(read_metrics(_metrics(metrics)))
 
+
 @app.command()
-def compare(a: Annotated[str, typer.Argument(metavar="A", help="A detector, as the tables call it.")], b: Annotated[str, typer.Argument(metavar="B")], metrics: MetricsFile = None,
-            protocol: Annotated[str, typer.Option(help="A protocol that measured both.")] = "R1",
-            metric: Annotated[str, typer.Option(help="One of the table's columns; the protocol's headline when not given.")] = ""):
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A detector, as the tables call it.")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    metrics: MetricsFile = None,
+    protocol: Annotated[str, typer.Option(help="A protocol that measured both.")] = "R1",
+    metric: Annotated[
+        str,
+        typer.Option(help="One of the table's columns; the protocol's headline when not given."),
+    ] = "",
+):
     "A minus B on the same pairs, with its 95 % interval, and whether it can be told from zero."
     import pandas as pd
     from spfpn.protocols import named
     from spfpn.results import compare as difference, read_metrics
+
     found = difference(read_metrics(_metrics(metrics)), a, b, named(protocol).name, metric)
-    show_table(pd.DataFrame([{k: v for k, v in found.items() if k != "verdict"}]), f"{a} − {b}, {named(protocol).name}")
+    show_table(
+        pd.DataFrame([{k: v for k, v in found.items() if k != "verdict"}]),
+        f"{a} − {b}, {named(protocol).name}",
+    )
     typer.echo(f"The difference {found['verdict']}.")
 
 # %% ../nbs/19_cli.ipynb #c21-cf8b757d
 def newest_student() -> Path:
     "The newest checkpoint of a run, phase 2's before phase 1's. Raises `FileNotFoundError` when there is none."
     from spfpn.settings import outputs_dir
+
     for phase in ("phase2", "phase1"):
-        found = sorted(outputs_dir().glob(f"*/{phase}/best.safetensors"), key=lambda p: p.stat().st_mtime)
-        if found: return found[-1]
-    raise FileNotFoundError(f"no student in {outputs_dir()} yet: `spfpn run` trains one, or name another detector with --checkpoint")
+        found = sorted(
+            outputs_dir().glob(f"*/{phase}/best.safetensors"), key=lambda p: p.stat().st_mtime
+        )
+        if found:
+            return found[-1]
+    raise FileNotFoundError(
+        f"no student in {outputs_dir()} yet: `spfpn run` trains one, or name another detector with --checkpoint"
+    )
+
 
 def default_student() -> str:
     "The student that comes with the package, or the newest of a run. Raises `FileNotFoundError` when there is neither."
     from spfpn.detectors import DEFAULT, shipped
+
     return DEFAULT if DEFAULT in shipped() else str(newest_student())
+
 
 def to_frame(found: dict):
     "Keypoints of several images, {path: Keypoints}, as a table: image, x, y, score."
     import pandas as pd
-    def name(path): return str(path).encode(errors="backslashreplace").decode()   # one that is no UTF-8 is none for a table
-    return pd.DataFrame([(name(path), *xy, score) for path, points in found.items() for xy, score in zip(points.xy.tolist(), points.scores.tolist())],
-                        columns=["image", "x", "y", "score"])
+
+    def name(path):
+        return (
+            str(path).encode(errors="backslashreplace").decode()
+        )  # one that is no UTF-8 is none for a table
+
+    return pd.DataFrame(
+        [
+            (name(path), *xy, score)
+            for path, points in found.items()
+            for xy, score in zip(points.xy.tolist(), points.scores.tolist())
+        ],
+        columns=["image", "x", "y", "score"],
+    )
+
 
 def to_json(found: dict) -> str:
     "The same as JSON: a list of images, each with its keypoints [x, y, score]."
-    images = [dict(image=str(path), keypoints=[[*xy, s] for xy, s in zip(points.xy.tolist(), points.scores.tolist())]) for path, points in found.items()]
+    images = [
+        dict(
+            image=str(path),
+            keypoints=[[*xy, s] for xy, s in zip(points.xy.tolist(), points.scores.tolist())],
+        )
+        for path, points in found.items()
+    ]
     return json.dumps(images, indent=1)
 
 # %% ../nbs/19_cli.ipynb #c24-4155a321
 def to_npz(points, image) -> bytes:
     "An .npz of the keypoints of an image [C, H, W]: `keypoints` [N, 2] (x, y), `scores` [N], `size` (height, width)."
     import numpy as np
+
     file = io.BytesIO()
-    np.savez(file, keypoints=points.xy.numpy(), scores=points.scores.numpy(), size=np.array(image.shape[-2:]))
+    np.savez(
+        file,
+        keypoints=points.xy.numpy(),
+        scores=points.scores.numpy(),
+        size=np.array(image.shape[-2:]),
+    )
     return file.getvalue()
+
 
 def to_colmap(points, image) -> bytes:
     "The keypoints of an image [C, H, W], with upright SIFT, as COLMAP's `feature_importer` reads them; there the first pixel's centre is (0.5, 0.5)."
     from spfpn.images import to_gray
     from spfpn.views import SIFT_SIZE, sift_descriptors
-    found = (512 * sift_descriptors(to_gray(image), points.xy)).round().clamp(max=255).int().tolist() if len(points) else []
-    lines = [f"{x + .5:.3f} {y + .5:.3f} {SIFT_SIZE / 2:g} 0 {' '.join(map(str, d))}" for (x, y), d in zip(points.xy.tolist(), found)]
+
+    found = (
+        (512 * sift_descriptors(to_gray(image), points.xy)).round().clamp(max=255).int().tolist()
+        if len(points)
+        else []
+    )
+    lines = [
+        f"{x + 0.5:.3f} {y + 0.5:.3f} {SIFT_SIZE / 2:g} 0 {' '.join(map(str, d))}"
+        for (x, y), d in zip(points.xy.tolist(), found)
+    ]
     return "\n".join([f"{len(points)} 128", *lines, ""]).encode()
+
 
 def to_png(points, image) -> bytes:
     "A picture of an image [C, H, W] with its keypoints."
     from spfpn.figures import picture
+
     file = io.BytesIO()
     picture(image, points).save(file, "PNG")
     return file.getvalue()
 
+
 OVERLAY = ".keypoints.png"
-FORMATS = {".npz": to_npz, ".txt": to_colmap, OVERLAY: to_png}   # what a file's name ends with, behind the image's whole name
+FORMATS = {
+    ".npz": to_npz,
+    ".txt": to_colmap,
+    OVERLAY: to_png,
+}  # what a file's name ends with, behind the image's whole name
 
 # %% ../nbs/19_cli.ipynb #c24c-7c1d5e03
 def named_images(places: list[Path]) -> dict[Path, str]:
     "The images that `places`, files or folders, stand for, each with its path as seen from the folder that all of them share. Raises `ImageError` for a folder without images."
     from spfpn.images import folder_images
+
     root = os.path.commonpath([os.path.abspath(p if p.is_dir() else p.parent) for p in places])
-    images = [p for place in places for p in ([i for i in folder_images(place).paths if not i.name.endswith(OVERLAY)] if place.is_dir() else [place])]
+    images = [
+        p
+        for place in places
+        for p in (
+            [i for i in folder_images(place).paths if not i.name.endswith(OVERLAY)]
+            if place.is_dir()
+            else [place]
+        )
+    ]
     return {path: os.path.relpath(path, root) for path in images}
+
 
 def _write(path: Path, content: bytes):
     "The file at `path`, and its folder, or nothing."
     from spfpn.settings import replacing
-    with replacing(path) as beside: beside.write_bytes(content)
 
-def _detect_all(detector, images: dict[Path, str], formats: list[str], folder: Path) -> tuple[dict, list[Path]]:
+    with replacing(path) as beside:
+        beside.write_bytes(content)
+
+
+def _detect_all(
+    detector, images: dict[Path, str], formats: list[str], folder: Path
+) -> tuple[dict, list[Path]]:
     "Keypoints of each readable image, with a file in `folder` for each of `formats`; and the images that are not readable."
     from tqdm import tqdm
     from spfpn.images import ImageError, read_image
+
     found, broken = {}, []
-    for path, name in tqdm(images.items(), unit="image", leave=False, disable=None if len(images) > 1 else True):
-        try: points, image = detector.detect(path), read_image(path) if formats else None   # in colour, for the pictures; where keypoints lie does not depend on them
+    for path, name in tqdm(
+        images.items(), unit="image", leave=False, disable=None if len(images) > 1 else True
+    ):
+        try:
+            points, image = (
+                detector.detect(path),
+                read_image(path) if formats else None,
+            )  # in colour, for the pictures; where keypoints lie does not depend on them
         except ImageError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
             broken.append(path)
             continue
         found[path] = points
-        for end in formats: _write(folder/f"{name}{end}", FORMATS[end](points, image))
+        for end in formats:
+            _write(folder / f"{name}{end}", FORMATS[end](points, image))
     return found, broken
 
 # %% ../nbs/19_cli.ipynb #c25-922e3834
 @app.command()
 def detect(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files, or folders, which are searched with their subfolders.")],
-    checkpoint: Annotated[Optional[str], typer.Option(help="A student's .safetensors, or the name of another detector; the package's student when not given, or the newest among the runs.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="A folder for what is written; JSON and CSV go to the terminal, the others here, when not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Keypoints as JSON, keypoints.json.")] = False,
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="Files, or folders, which are searched with their subfolders."
+        ),
+    ],
+    checkpoint: Annotated[
+        Optional[str],
+        typer.Option(
+            help="A student's .safetensors, or the name of another detector; the package's student when not given, or the newest among the runs."
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            help="A folder for what is written; JSON and CSV go to the terminal, the others here, when not given."
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Keypoints as JSON, keypoints.json.")
+    ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Keypoints as CSV, keypoints.csv.")] = False,
-    npz: Annotated[bool, typer.Option("--npz", help="NAME.npz an image: keypoints [N, 2], scores [N], size (height, width).")] = False,
-    colmap: Annotated[bool, typer.Option("--colmap", help="NAME.txt an image, for COLMAP's feature_importer; descriptors are upright SIFT.")] = False,
-    overlay: Annotated[bool, typer.Option("--overlay", help=f"NAME{OVERLAY} an image: a picture of it with its keypoints.")] = False,
+    npz: Annotated[
+        bool,
+        typer.Option(
+            "--npz", help="NAME.npz an image: keypoints [N, 2], scores [N], size (height, width)."
+        ),
+    ] = False,
+    colmap: Annotated[
+        bool,
+        typer.Option(
+            "--colmap",
+            help="NAME.txt an image, for COLMAP's feature_importer; descriptors are upright SIFT.",
+        ),
+    ] = False,
+    overlay: Annotated[
+        bool,
+        typer.Option(
+            "--overlay", help=f"NAME{OVERLAY} an image: a picture of it with its keypoints."
+        ),
+    ] = False,
     max_keypoints: Annotated[int, typer.Option(min=1)] = 1000,
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Lowest score of a keypoint.")] = 0.0,
     device: Device = "auto",
-    runtime: Annotated[Optional[str], typer.Option(help="Run a student, a checkpoint or an exported file, by onnx, openvino, openvino-bf16 or torch-export; PyTorch when not given.")] = None,
+    runtime: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Run a student, a checkpoint or an exported file, by onnx, openvino, openvino-bf16 or torch-export; PyTorch when not given."
+        ),
+    ] = None,
 ):
     "Find the keypoints of photographs."
     spec, places = checkpoint or default_student(), named_images(images)
     typer.echo(f"detector: {spec}", err=True)
     formats = [end for end, wanted in zip(FORMATS, (npz, colmap, overlay)) if wanted]
-    found, broken = _detect_all(_detector(spec, runtime, max_keypoints, nms_radius, threshold, device), places, formats, out or Path())
-    if colmap: _warn_of_turned(found)
+    found, broken = _detect_all(
+        _detector(spec, runtime, max_keypoints, nms_radius, threshold, device),
+        places,
+        formats,
+        out or Path(),
+    )
+    if colmap:
+        _warn_of_turned(found)
     _show_keypoints(found, out, as_json, as_csv)
-    if broken: raise typer.Exit(2)
+    if broken:
+        raise typer.Exit(2)
 
-def _detector(spec: str, runtime: str | None, max_keypoints: int, nms_radius: int, threshold: float, device: str):
+
+def _detector(
+    spec: str,
+    runtime: str | None,
+    max_keypoints: int,
+    nms_radius: int,
+    threshold: float,
+    device: str,
+):
     "The detector that `spfpn.load` gives, or a student in a runtime of its own."
     from spfpn.detectors import EasyDetector, load
-    if not runtime: return load(spec, max_keypoints, nms_radius, threshold, device=device)
+
+    if not runtime:
+        return load(spec, max_keypoints, nms_radius, threshold, device=device)
     from spfpn.export import RuntimeDetector
     from spfpn.keypoints import Selection
-    return EasyDetector(RuntimeDetector(spec, runtime, Selection(max_keypoints, nms_radius, threshold)))
+
+    return EasyDetector(
+        RuntimeDetector(spec, runtime, Selection(max_keypoints, nms_radius, threshold))
+    )
+
 
 def _warn_of_turned(paths):
     "COLMAP takes pixels as they lie in the file: keypoints of an image that its EXIF tag turns would lie elsewhere."
     from PIL import Image
     from spfpn.images import is_turned
+
     for path in paths:
-        with Image.open(path) as image: turned = is_turned(image)
-        if turned: typer.echo(f"warning: {path}: its EXIF tag turns it, which COLMAP does not do; turn the file itself (exiftran -ai, mogrify -auto-orient) and detect again", err=True)
+        with Image.open(path) as image:
+            turned = is_turned(image)
+        if turned:
+            typer.echo(
+                f"warning: {path}: its EXIF tag turns it, which COLMAP does not do; turn the file itself (exiftran -ai, mogrify -auto-orient) and detect again",
+                err=True,
+            )
+
 
 def _show_keypoints(found: dict, out: Path | None, as_json: bool, as_csv: bool):
     "JSON and CSV into `out`, or onto the terminal; only counts when neither was asked for."
     from spfpn.images import printable
-    texts = {"keypoints.json": to_json(found) if as_json else "", "keypoints.csv": to_frame(found).to_csv(index=False) if as_csv else ""}
+
+    texts = {
+        "keypoints.json": to_json(found) if as_json else "",
+        "keypoints.csv": to_frame(found).to_csv(index=False) if as_csv else "",
+    }
     for name, text in texts.items():
-        if text and out: _write(out/name, text.encode())
-        elif text: typer.echo(text)
+        if text and out:
+            _write(out / name, text.encode())
+        elif text:
+            typer.echo(text)
     if not (as_json or as_csv):
-        for path, points in found.items(): typer.echo(f"{printable(path)}: {len(points)} keypoints")
+        for path, points in found.items():
+            typer.echo(f"{printable(path)}: {len(points)} keypoints")
 
 # %% ../nbs/19_cli.ipynb #c27-36e258b8
 def size_of(text: str) -> tuple[int, int]:
     "`480x640` as (height, width)."
     numbers = text.lower().split("x")
-    if len(numbers) != 2 or not all(n.isdigit() and int(n) >= 32 for n in numbers): raise typer.BadParameter(f"{text!r}: write HEIGHTxWIDTH, each at least 32, such as 480x640")
+    if len(numbers) != 2 or not all(n.isdigit() and int(n) >= 32 for n in numbers):
+        raise typer.BadParameter(f"{text!r}: write HEIGHTxWIDTH, each at least 32, such as 480x640")
     return int(numbers[0]), int(numbers[1])
 
 # %% ../nbs/19_cli.ipynb #c28-38ffab8c
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT|NAME", help="A student's .safetensors, or the name of a shipped one.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT|NAME",
+            help="A student's .safetensors, or the name of a shipped one.",
+        ),
+    ],
     format: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
-    out: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Beside the checkpoint when not given; of a shipped student here.")] = None,
-    points: Annotated[int, typer.Option(min=0, help="Choose so many keypoints inside the graph, too; 0: the heatmap alone.")] = 0,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FILE", help="Beside the checkpoint when not given; of a shipped student here."
+        ),
+    ] = None,
+    points: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Choose so many keypoints inside the graph, too; 0: the heatmap alone."
+        ),
+    ] = 0,
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels; with --points.")] = 4,
 ):
     "Write a student for another runtime, when it gives the same there as in PyTorch."
     from spfpn.export import export_student
     from spfpn.keypoints import Selection
-    typer.echo(export_student(checkpoint, format, out, Selection(points, nms_radius) if points else None))
+
+    typer.echo(
+        export_student(checkpoint, format, out, Selection(points, nms_radius) if points else None)
+    )
 
 # %% ../nbs/19_cli.ipynb #c28b-5d0e9a01
 @app.command()
 def benchmark(
-    student: Annotated[Optional[str], typer.Option("--checkpoint", help="A student's .safetensors, or the name of a shipped one; the package's when not given, or the newest among the runs.")] = None,
+    student: Annotated[
+        Optional[str],
+        typer.Option(
+            "--checkpoint",
+            help="A student's .safetensors, or the name of a shipped one; the package's when not given, or the newest among the runs.",
+        ),
+    ] = None,
     size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH")] = "480x640",
     rounds: Annotated[int, typer.Option(min=1)] = 30,
     max_keypoints: Annotated[int, typer.Option(min=1)] = 1000,
-    rows: Annotated[Optional[list[str]], typer.Option("--row", help="NETWORK[:RUNTIME], networks student, spfpn-s, spfpn-l, superpoint, xfeat, runtimes eager, channels-last, compiled, onnx, openvino, openvino-bf16, torch-export; or xfeat-own, or a detector; as often as needed.")] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", metavar="FILE", help="A .parquet file for the times; outputs/benchmark.parquet when not given.")] = None,
-    labels: Annotated[bool, typer.Option("--labelling", help="Instead: images a second of `spfpn label` with ALIKED at 240x320, beside a bare loop around it.")] = False,
-    images: Annotated[Optional[str], typer.Option(metavar="FOLDER", help="With --labelling: the photographs, the first 24 of them; the samples of the package when not given.")] = None,
+    rows: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--row",
+            help="NETWORK[:RUNTIME], networks student, spfpn-s, spfpn-l, superpoint, xfeat, runtimes eager, channels-last, compiled, onnx, openvino, openvino-bf16, torch-export; or xfeat-own, or a detector; as often as needed.",
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="A .parquet file for the times; outputs/benchmark.parquet when not given.",
+        ),
+    ] = None,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labelling",
+            help="Instead: images a second of `spfpn label` with ALIKED at 240x320, beside a bare loop around it.",
+        ),
+    ] = False,
+    images: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="FOLDER",
+            help="With --labelling: the photographs, the first 24 of them; the samples of the package when not given.",
+        ),
+    ] = None,
 ):
     "Time the way from an image file to keypoints, in milliseconds: the student in several runtimes, and others."
     from spfpn.benchmark import about, benchmark as measure, labelling, save_times, summary
     from spfpn.settings import outputs_dir
-    if labels: return show_table(labelling(rounds=rounds, folder=images or "samples").median().to_frame().T, f"Images a second, medians over {rounds} rounds; {about()}")
-    if images: raise typer.BadParameter("--images is for --labelling; the other times are of files that the benchmark writes itself")
-    path = out or outputs_dir()/"benchmark.parquet"
-    times = measure(student or default_student(), size_of(size), rounds, max_keypoints, rows or (), lambda line: typer.echo(line, err=True))
+
+    if labels:
+        return show_table(
+            labelling(rounds=rounds, folder=images or "samples").median().to_frame().T,
+            f"Images a second, medians over {rounds} rounds; {about()}",
+        )
+    if images:
+        raise typer.BadParameter(
+            "--images is for --labelling; the other times are of files that the benchmark writes itself"
+        )
+    path = out or outputs_dir() / "benchmark.parquet"
+    times = measure(
+        student or default_student(),
+        size_of(size),
+        rounds,
+        max_keypoints,
+        rows or (),
+        lambda line: typer.echo(line, err=True),
+    )
     save_times(times, path)
-    show_table(summary(times), f"Milliseconds at {size}, medians over {rounds} rounds; {times.about[0]}")
+    show_table(
+        summary(times), f"Milliseconds at {size}, medians over {rounds} rounds; {times.about[0]}"
+    )
     typer.echo(f"{len(times)} rows are in {path}")
 
 # %% ../nbs/19_cli.ipynb #c30-6c049a4a
@@ -383,7 +760,18 @@ def benchmark(
 def explore(port: Annotated[int, typer.Option(min=1, max=65535)] = 8888):
     "Open the explorers in JupyterLab, reachable from this machine only."
     from spfpn.settings import project_root
-    notebook = project_root()/"nbs"/"explore.ipynb"
-    if not notebook.is_file(): raise FileNotFoundError(f"{notebook}: not there; `spfpn explore` opens the notebook of a checkout")
-    command = [sys.executable, "-m", "jupyterlab", str(notebook), "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+
+    notebook = project_root() / "nbs" / "explore.ipynb"
+    if not notebook.is_file():
+        raise FileNotFoundError(
+            f"{notebook}: not there; `spfpn explore` opens the notebook of a checkout"
+        )
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        str(notebook),
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}",
+    ]
     raise typer.Exit(subprocess.run(command).returncode)

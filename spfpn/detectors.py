@@ -19,7 +19,14 @@ from torch import Tensor
 
 from . import model as student
 from .images import ImageError, _array, digest, read_image, to_gray
-from .keypoints import Detector, Keypoints, MapDetector, Selection, select_points, torch_threads
+from spfpn.keypoints import (
+    Detector,
+    Keypoints,
+    MapDetector,
+    Selection,
+    select_points,
+    torch_threads,
+)
 from .settings import SCALES, pick_device
 from .teachers import TEACHERS, teacher
 
@@ -31,7 +38,8 @@ __all__ = ['fast', 'sift', 'WEIGHTS', 'CLASSICAL', 'FULL', 'DEFAULT', 'harris', 
 # %% ../nbs/10_detectors.ipynb #c06-fa036dc2
 def harris(image: np.ndarray) -> np.ndarray:
     "Harris response (window 4, Sobel 3, k = .04) of a float32 image [H, W] in [0, 1]."
-    return cv2.cornerHarris(image, 4, 3, .04)
+    return cv2.cornerHarris(image, 4, 3, 0.04)
+
 
 def shi(image: np.ndarray) -> np.ndarray:
     "The smaller eigenvalue of the structure tensor (window 5, Sobel 3) of a float32 image [H, W] in [0, 1]."
@@ -42,23 +50,32 @@ def gray_arrays(images: Tensor) -> list[np.ndarray]:
     "The images [B, C, H, W] as a list of grey float32 arrays [H, W]."
     return list(to_gray(images).detach().cpu().float().numpy()[:, 0])
 
+
 class ResponseDetector(MapDetector):
     "A `Detector` from a function that scores every pixel of a grey float32 image [H, W]."
-    def __init__(self, name: str, response: Callable, selection: Selection = Selection(), version: str = ""):
+
+    def __init__(
+        self, name: str, response: Callable, selection: Selection = Selection(), version: str = ""
+    ):
         super().__init__(selection)
         self.name, self.response, self.version = name, response, version
 
     def scores(self, images: Tensor) -> Tensor:
         "Scores [B, 1, H, W] of images [B, C, H, W]; higher is better, negative never a keypoint."
-        return torch.from_numpy(np.stack([self.response(image) for image in gray_arrays(images)]))[:, None]
+        return torch.from_numpy(np.stack([self.response(image) for image in gray_arrays(images)]))[
+            :, None
+        ]
 
 # %% ../nbs/10_detectors.ipynb #c11-b65c7d10
 def opencv_points(make: Callable) -> Callable:
     "A function from a float32 image [H, W] to its points (x, y) and their responses, by the OpenCV detector that `make` gives."
+
     def points(image):
         found = make().detect(np.round(image * 255).astype(np.uint8))
         return [p.pt for p in found], [p.response for p in found]
+
     return points
+
 
 fast = opencv_points(lambda: cv2.FastFeatureDetector_create(10))
 sift = opencv_points(lambda: cv2.SIFT_create(contrastThreshold=0))
@@ -74,6 +91,7 @@ def chance(image: np.ndarray, n: int = 1000) -> tuple[np.ndarray, np.ndarray]:
 @dataclass(frozen=True)
 class PointDetector:
     """A `Detector` from a function that gives the points (x, y) of a grey float32 image [H, W] and their scores."""
+
     name: str
     points: Callable
     selection: Selection = Selection()
@@ -85,10 +103,13 @@ class PointDetector:
 
     def _select(self, xy, scores, size):
         xy = torch.as_tensor(np.asarray(xy, np.float32).reshape(-1, 2))
-        return select_points(Keypoints(xy, torch.as_tensor(np.asarray(scores, np.float32))), size, self.selection)
+        return select_points(
+            Keypoints(xy, torch.as_tensor(np.asarray(scores, np.float32))), size, self.selection
+        )
 
 # %% ../nbs/10_detectors.ipynb #c15a-51b0a1c1
-WEIGHTS = Path(importlib.util.find_spec("spfpn").origin).parent/"weights"
+WEIGHTS = Path(importlib.util.find_spec("spfpn").origin).parent / "weights"
+
 
 def shipped() -> dict[str, Path]:
     "The students that come with the package: the name of each, and its checkpoint."
@@ -106,78 +127,140 @@ def own_function(spec: str) -> tuple[Callable, Path]:
             module = importlib.util.module_from_spec(file)
             file.loader.exec_module(module)
         else:
-            if str(Path.cwd()) not in sys.path: sys.path.insert(0, str(Path.cwd()))   # a module beside the work, as for `python -m`
+            if str(Path.cwd()) not in sys.path:
+                sys.path.insert(0, str(Path.cwd()))  # a module beside the work, as for `python -m`
             module = importlib.import_module(where)
-    except FileNotFoundError: raise ValueError(f"detector {spec!r}: {where}: no such file") from None
-    except Exception as error: raise ValueError(f"detector {spec!r}: {where} cannot be loaded ({type(error).__name__}: {error})") from None
+    except FileNotFoundError:
+        raise ValueError(f"detector {spec!r}: {where}: no such file") from None
+    except Exception as error:
+        raise ValueError(
+            f"detector {spec!r}: {where} cannot be loaded ({type(error).__name__}: {error})"
+        ) from None
     function = getattr(module, name, None)
-    if not callable(function): raise ValueError(f"detector {spec!r}: no function {name!r} in {where}; write FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION")
+    if not callable(function):
+        raise ValueError(
+            f"detector {spec!r}: no function {name!r} in {where}; write FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION"
+        )
     return function, Path(module.__file__)
+
 
 def own_points(spec: str, function: Callable) -> Callable:
     "`function` as a `PointDetector` wants it; what it gives is checked: points [N, 2], best first, or [N, 3] with scores."
+
     def points(image):
-        found = np.asarray(function(image.copy()), dtype=np.float64)   # a copy: what it does to its image is its own business
-        if found.size == 0: found = found.reshape(0, 2)
-        if found.ndim != 2 or found.shape[1] not in (2, 3): raise ValueError(f"detector {spec!r} gave an array of shape {found.shape}; expected points [N, 2] (x, y) or [N, 3] (x, y, score)")
-        if not np.isfinite(found).all(): raise ValueError(f"detector {spec!r} gave points or scores that are not finite")
+        found = np.asarray(
+            function(image.copy()), dtype=np.float64
+        )  # a copy: what it does to its image is its own business
+        if found.size == 0:
+            found = found.reshape(0, 2)
+        if found.ndim != 2 or found.shape[1] not in (2, 3):
+            raise ValueError(
+                f"detector {spec!r} gave an array of shape {found.shape}; expected points [N, 2] (x, y) or [N, 3] (x, y, score)"
+            )
+        if not np.isfinite(found).all():
+            raise ValueError(f"detector {spec!r} gave points or scores that are not finite")
         return found[:, :2], found[:, 2] if found.shape[1] == 3 else np.arange(len(found), 0, -1)
+
     return points
 
 # %% ../nbs/10_detectors.ipynb #c15t-scales02
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor: return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
 
 class AtScales(MapDetector):
     "A detector that scores pixels, asked about copies of an image `scales` times its size: the mean of what it says, brought back to the image. Raises ValueError for one that scores none, and for a scale of 0."
+
     def __init__(self, detector: Detector, scales: tuple[float, ...]):
         super().__init__(detector.selection)
         self.name = f"{detector.name}@{'+'.join(f'{s:g}' for s in scales)}"
-        if not hasattr(detector, "scores"): raise ValueError(f"detector {self.name!r}: {detector.name} gives points and no score for each pixel, which is what could be averaged over scales")
-        if not all(scales): raise ValueError(f"detector {self.name!r}: scales must be above 0")
+        if not hasattr(detector, "scores"):
+            raise ValueError(
+                f"detector {self.name!r}: {detector.name} gives points and no score for each pixel, which is what could be averaged over scales"
+            )
+        if not all(scales):
+            raise ValueError(f"detector {self.name!r}: scales must be above 0")
         self.detector, self.scales, self.points = detector, scales, detector.points
-        self.version, self.device = detector.version and f"{detector.version} {scales}", getattr(detector, "device", "cpu")
+        self.version, self.device = (
+            detector.version and f"{detector.version} {scales}",
+            getattr(detector, "device", "cpu"),
+        )
 
     def scores(self, images: Tensor) -> Tensor:
         size = tuple(images.shape[-2:])
-        asked = [images if s == 1 else _resized(images, tuple(max(1, round(s * n)) for n in size)) for s in self.scales]
+        asked = [
+            images if s == 1 else _resized(images, tuple(max(1, round(s * n)) for n in size))
+            for s in self.scales
+        ]
         return torch.stack([_resized(self.detector.scores(copy), size) for copy in asked]).mean(0)
 
 # %% ../nbs/10_detectors.ipynb #c16-dbb9364c
-CLASSICAL = dict(harris=(ResponseDetector, harris), shi=(ResponseDetector, shi), fast=(PointDetector, fast), sift=(PointDetector, sift), random=(PointDetector, chance))
+CLASSICAL = dict(
+    harris=(ResponseDetector, harris),
+    shi=(ResponseDetector, shi),
+    fast=(PointDetector, fast),
+    sift=(PointDetector, sift),
+    random=(PointDetector, chance),
+)
 
-def _student(path: Path, name: str, selection: Selection, device) -> Detector: return student.StudentDetector(student.load(path, device), selection, name, digest(path))
 
-def build(spec: str | Path, selection: Selection = Selection(), device: str = 'cpu') -> Detector:
+def _student(path: Path, name: str, selection: Selection, device) -> Detector:
+    return student.StudentDetector(student.load(path, device), selection, name, digest(path))
+
+
+def build(spec: str | Path, selection: Selection = Selection(), device: str = "cpu") -> Detector:
     """The detector that `spec` names: one of `CLASSICAL`, one of the teachers, one of `shipped`, the path of a student (`*.safetensors`), or a function as `own_function` takes it.
 
     `NAME@1+1.5`: any of them that scores pixels, `AtScales`. `selection` decides which places become keypoints, `device` where a network runs.
     Raises ValueError for an unknown name, `CheckpointError` (one too) for a checkpoint that is not there or not whole."""
     name, ours = str(spec), shipped()
-    if at := re.fullmatch(f"(.+)@({SCALES})", name): return AtScales(build(at[1], selection, device), tuple(map(float, at[2].split("+"))))
+    if at := re.fullmatch(f"(.+)@({SCALES})", name):
+        return AtScales(build(at[1], selection, device), tuple(map(float, at[2].split("+"))))
     if name in CLASSICAL:
         kind, function = CLASSICAL[name]
         return kind(name, function, selection, f"opencv {cv2.__version__}, numpy {np.__version__}")
-    if name in TEACHERS: return teacher(name, selection, device)
-    if name in ours: return _student(ours[name], name, selection, device)
-    if name.endswith('.safetensors'): return _student(Path(name), '/'.join(Path(name).resolve().with_suffix('').parts[-3:]), selection, device)
-    if name.endswith('.py') or ':' in name:
+    if name in TEACHERS:
+        return teacher(name, selection, device)
+    if name in ours:
+        return _student(ours[name], name, selection, device)
+    if name.endswith(".safetensors"):
+        return _student(
+            Path(name), "/".join(Path(name).resolve().with_suffix("").parts[-3:]), selection, device
+        )
+    if name.endswith(".py") or ":" in name:
         function, file = own_function(name)
         return PointDetector(name, own_points(name, function), selection, digest(file))
-    students = f"the students of this package ({', '.join(ours)})" if ours else "the students of this package (none is in it yet: `spfpn run` trains one)"
-    raise ValueError(f"unknown detector {name!r}; known: {', '.join([*CLASSICAL, *TEACHERS])}, {students}, the path of a student's .safetensors, or FILE.py:FUNCTION")
+    students = (
+        f"the students of this package ({', '.join(ours)})"
+        if ours
+        else "the students of this package (none is in it yet: `spfpn run` trains one)"
+    )
+    raise ValueError(
+        f"unknown detector {name!r}; known: {', '.join([*CLASSICAL, *TEACHERS])}, {students}, the path of a student's .safetensors, or FILE.py:FUNCTION"
+    )
 
 # %% ../nbs/10_detectors.ipynb #c17e-51b0a1c3
-FULL = {torch.uint8: 255, torch.uint16: 65535}   # white
+FULL = {torch.uint8: 255, torch.uint16: 65535}  # white
+
 
 def _as_tensor(x, gray: bool) -> Tensor:
-    if isinstance(x, (str, Path)): return read_image(x, gray)
-    if isinstance(x, Tensor): return x
+    if isinstance(x, (str, Path)):
+        return read_image(x, gray)
+    if isinstance(x, Tensor):
+        return x
     if isinstance(x, (Image.Image, np.ndarray)):
         # a copy: tensors take no negative strides (BGR turned round), and warn of read-only memory
-        try: image = torch.from_numpy(np.array(_array(x) if isinstance(x, Image.Image) else x, order="C"))
-        except (OSError, TypeError, ValueError) as error: raise ImageError(f"this {type(x).__name__} is no image ({error})") from None
+        try:
+            image = torch.from_numpy(
+                np.array(_array(x) if isinstance(x, Image.Image) else x, order="C")
+            )
+        except (OSError, TypeError, ValueError) as error:
+            raise ImageError(f"this {type(x).__name__} is no image ({error})") from None
         return image.permute(2, 0, 1) if image.dim() == 3 else image
-    raise ImageError(f"an image is a path, a PIL image, a numpy array or a tensor, not a {type(x).__name__}")
+    raise ImageError(
+        f"an image is a path, a PIL image, a numpy array or a tensor, not a {type(x).__name__}"
+    )
+
 
 def as_image(x, gray: bool = False) -> Tensor:
     """`x` as a float tensor [C, H, W] in [0, 1], C = 1 (grey, always with `gray`) or 3 (RGB): the path of a file, a PIL image, a numpy array [H, W] or [H, W, 3], a tensor [H, W] or [C, H, W].
@@ -185,34 +268,61 @@ def as_image(x, gray: bool = False) -> Tensor:
     Pixels are uint8, uint16, or floating in [0, 1]. OpenCV reads BGR: turn it round, `image[..., ::-1]`. Raises `ImageError` for what is no image, or of another shape or range."""
     image = _as_tensor(x, gray)
     shape, kind = list(getattr(x, "shape", image.shape)), image.dtype
-    if image.dim() == 2: image = image[None]
+    if image.dim() == 2:
+        image = image[None]
     if image.dim() != 3 or len(image) not in (1, 3) or not image.numel():
-        raise ImageError(f"an image has the shape [H, W] or [H, W, 3] as an array, [H, W] or [C, H, W] with C 1 or 3 as a tensor, and at least one pixel; this has {shape}")
-    if kind not in FULL and not kind.is_floating_point: raise ImageError(f"pixels are uint8, uint16, or floating in [0, 1]; these are {kind}")
+        raise ImageError(
+            f"an image has the shape [H, W] or [H, W, 3] as an array, [H, W] or [C, H, W] with C 1 or 3 as a tensor, and at least one pixel; this has {shape}"
+        )
+    if kind not in FULL and not kind.is_floating_point:
+        raise ImageError(f"pixels are uint8, uint16, or floating in [0, 1]; these are {kind}")
     image = image.float() / FULL.get(kind, 1)
     low, high = image.min().item(), image.max().item()
-    if not 0 <= low <= high <= 1: raise ImageError(f"floating pixels must lie in [0, 1]; these lie in [{low:.3g}, {high:.3g}]: divide by the value of white, or clip")
+    if not 0 <= low <= high <= 1:
+        raise ImageError(
+            f"floating pixels must lie in [0, 1]; these lie in [{low:.3g}, {high:.3g}]: divide by the value of white, or clip"
+        )
     return to_gray(image) if gray else image
 
 # %% ../nbs/10_detectors.ipynb #c17h-51b0a1c6
 DEFAULT = "spfpn-s"
 
+
 class EasyDetector:
     "A `Detector` whose `detect` also takes a single image, as `as_image` does: the `Keypoints` of it."
+
     def __init__(self, detector: Detector):
         self.detector, self.name, self.selection = detector, detector.name, detector.selection
-        self.version, self.device = getattr(detector, "version", ""), getattr(detector, "device", "cpu")
+        self.version, self.device = (
+            getattr(detector, "version", ""),
+            getattr(detector, "device", "cpu"),
+        )
 
     def detect(self, images) -> Keypoints | list[Keypoints]:
         "`Keypoints` of one image, in pixels of it, best first; of a batch, a tensor [B, C, H, W], a list of them. Raises `ImageError` as `as_image` does."
         several = isinstance(images, Tensor) and images.dim() == 4
         gray = [as_image(image, gray=True) for image in (images if several else [images])]
-        with torch_threads(getattr(self.detector, "threads", None)): found = self.detector.detect(torch.stack(gray)) if gray else []
+        with torch_threads(getattr(self.detector, "threads", None)):
+            found = self.detector.detect(torch.stack(gray)) if gray else []
         return found if several else found[0]
 
-def load(name: str | Path = DEFAULT, max_keypoints: int = 1000, nms_radius: int = 4, threshold: float = 0.0, subpixel: bool = True, device: str = "cpu") -> EasyDetector:
+
+def load(
+    name: str | Path = DEFAULT,
+    max_keypoints: int = 1000,
+    nms_radius: int = 4,
+    threshold: float = 0.0,
+    subpixel: bool = True,
+    device: str = "cpu",
+) -> EasyDetector:
     """A detector for images as they come: the package's student, or whatever `build` takes. Also known as `spfpn.load`.
 
     At most `max_keypoints`, `nms_radius` px apart, scores above `threshold`, between pixels with `subpixel` (where the detector scores every pixel; a student's always are); `device` may be auto.
     Raises as `build` does, and `SettingsError` for a device that is not there."""
-    return EasyDetector(build(name, Selection(max_keypoints, nms_radius, threshold, subpixel=subpixel), pick_device(device)))
+    return EasyDetector(
+        build(
+            name,
+            Selection(max_keypoints, nms_radius, threshold, subpixel=subpixel),
+            pick_device(device),
+        )
+    )

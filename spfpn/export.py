@@ -34,24 +34,34 @@ __all__ = ['Files', 'FORMATS', 'RUNTIMES', 'TOLERANCE', 'SIZES', 'suppress', 'be
 def suppress(scores: Tensor, radius: int) -> Tensor:
     "Scores [B, 1, H, W] with everything zeroed but their `local_maxima`."
     side, (h, w) = 2 * radius + 1, scores.shape[-2:]
+
     # rows, then columns: the same maximum from 2·side comparisons instead of side²
-    def pool(x): return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
+    def pool(x):
+        return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
+
     peaks = (scores == pool(scores)) & (scores > 0)
-    rank = torch.arange(h * w, 0, -1, dtype=torch.float64).reshape(1, 1, h, w) * peaks   # earlier pixels rank higher
+    rank = (
+        torch.arange(h * w, 0, -1, dtype=torch.float64).reshape(1, 1, h, w) * peaks
+    )  # earlier pixels rank higher
     return torch.where(peaks & (rank == pool(rank)), scores, 0)
+
 
 def best(heatmap: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
     "What `extract` chooses from heatmaps [B, 1, H, W], as two tensors: pixels (x, y) [B, N, 2] and scores [B, N] for a budget of N, best first; score 0 where there is no more."
     n, (h, w) = selection.max_keypoints, heatmap.shape[-2:]
     y, x = torch.arange(h)[:, None].expand(h, w), torch.arange(w).expand(h, w)
-    inner = (torch.minimum(x, w - 1 - x) >= selection.border) & (torch.minimum(y, h - 1 - y) >= selection.border)
+    inner = (torch.minimum(x, w - 1 - x) >= selection.border) & (
+        torch.minimum(y, h - 1 - y) >= selection.border
+    )
     peaks = suppress(heatmap, selection.nms_radius) * (inner & (heatmap > selection.threshold))
-    scores, place = F.pad(peaks.flatten(1), (0, n)).topk(n)   # an image may have fewer pixels than n
+    scores, place = F.pad(peaks.flatten(1), (0, n)).topk(n)  # an image may have fewer pixels than n
     xy = F.pad(torch.stack((x, y), -1).flatten(0, 1), (0, 0, 0, n))[place]
     return torch.where(scores[..., None] > 0, xy, 0).float(), scores
 
+
 class Exported(nn.Module):
     "What is exported: `image` [B, 1, H, W], grey, in [0, 1] → `heatmap` [B, 1, H, W], and with a `selection` what `best` chooses: `keypoints` and `scores`."
+
     def __init__(self, model: student.SPFPN, selection: Selection | None = None):
         super().__init__()
         self.model, self.selection = model, selection
@@ -65,27 +75,47 @@ def trace(model: student.SPFPN, selection: Selection | None = None) -> torch.exp
     "The student, with the choice of keypoints when there is a `selection`, as a graph for any batch, height and width."
     free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     with symbols.patch(backed_size_oblivious=True):
-        return torch.export.export(Exported(model, selection).eval(), (torch.rand(2, 1, 96, 128),), dynamic_shapes={"image": free}, strict=False)
+        return torch.export.export(
+            Exported(model, selection).eval(),
+            (torch.rand(2, 1, 96, 128),),
+            dynamic_shapes={"image": free},
+            strict=False,
+        )
 
 # %% ../nbs/20_export.ipynb #ex10
 def _extra(name: str, *modules: str) -> list:
     "The modules of an extra. Raises `ImportError` with the command that installs it."
-    try: return [importlib.import_module(m) for m in modules]
-    except ImportError as error: raise ImportError(f"{error.name or modules[0]} is not installed: pip install 'spfpn[{name}]', in a checkout .venv/bin/pip install --editable '.[{name}]'") from None
+    try:
+        return [importlib.import_module(m) for m in modules]
+    except ImportError as error:
+        raise ImportError(
+            f"{error.name or modules[0]} is not installed: pip install 'spfpn[{name}]', in a checkout .venv/bin/pip install --editable '.[{name}]'"
+        ) from None
 
-Files = dict[str, bytes]   # the end of a name: what is in the file
+
+Files = dict[str, bytes]  # the end of a name: what is in the file
+
 
 def _to_onnx(model, selection) -> Files:
     _extra("onnx", "onnx", "onnxscript", "onnxruntime")
-    names = dict(input_names=["image"], output_names=["heatmap", "keypoints", "scores"] if selection else ["heatmap"])
-    return {".onnx": torch.onnx.export(trace(model, selection), (), dynamo=True, verbose=False, **names).model_proto.SerializeToString()}
+    names = dict(
+        input_names=["image"],
+        output_names=["heatmap", "keypoints", "scores"] if selection else ["heatmap"],
+    )
+    return {
+        ".onnx": torch.onnx.export(
+            trace(model, selection), (), dynamo=True, verbose=False, **names
+        ).model_proto.SerializeToString()
+    }
+
 
 def _to_openvino(model, selection) -> Files:
-    openvino, = _extra("openvino", "openvino")
+    (openvino,) = _extra("openvino", "openvino")
     network = openvino.Core().read_model(_to_onnx(model, selection)[".onnx"])
     with TemporaryDirectory() as folder:
         openvino.save_model(network, f"{folder}/s.xml", compress_to_fp16=False)
         return {end: Path(folder, f"s{end}").read_bytes() for end in (".bin", ".xml")}
+
 
 def _to_pt2(model, selection) -> Files:
     file = io.BytesIO()
@@ -94,60 +124,106 @@ def _to_pt2(model, selection) -> Files:
 
 # %% ../nbs/20_export.ipynb #ex12
 def _run_onnx(files: Files, size=None) -> Callable:
-    runtime, = _extra("onnx", "onnxruntime")
+    (runtime,) = _extra("onnx", "onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = runtime.InferenceSession(files[".onnx"], options, providers=["CPUExecutionProvider"])
-    return lambda images: [torch.from_numpy(x) for x in session.run(None, {"image": images.numpy()})]
+    return lambda images: [
+        torch.from_numpy(x) for x in session.run(None, {"image": images.numpy()})
+    ]
 
-def _run_openvino(files: Files, size: tuple[int, int] | None = None, precision: str = "f32") -> Callable:
+
+def _run_openvino(
+    files: Files, size: tuple[int, int] | None = None, precision: str = "f32"
+) -> Callable:
     core = _extra("openvino", "openvino")[0].Core()
-    if precision.upper() not in ("F32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")): raise ValueError(f"runtime openvino-{precision}: this processor does not calculate in {precision}; take openvino")
-    hints = dict(INFERENCE_PRECISION_HINT=precision, INFERENCE_NUM_THREADS=torch.get_num_threads(), PERFORMANCE_HINT="LATENCY")
+    if precision.upper() not in ("F32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
+        raise ValueError(
+            f"runtime openvino-{precision}: this processor does not calculate in {precision}; take openvino"
+        )
+    hints = dict(
+        INFERENCE_PRECISION_HINT=precision,
+        INFERENCE_NUM_THREADS=torch.get_num_threads(),
+        PERFORMANCE_HINT="LATENCY",
+    )
     graph = core.read_model(files[".xml"], files[".bin"])
-    if size: graph.reshape([1, 1, *size])
+    if size:
+        graph.reshape([1, 1, *size])
     network = core.compile_model(graph, "CPU", hints)
-    def run(images): return [torch.from_numpy(x) for x in network([images.numpy()]).to_tuple()]   # copied: OpenVINO shares its own only when asked to
-    return (lambda images: [torch.cat(parts) for parts in zip(*map(run, images.split(1)))]) if size else run
+
+    def run(images):
+        return [
+            torch.from_numpy(x) for x in network([images.numpy()]).to_tuple()
+        ]  # copied: OpenVINO shares its own only when asked to
+
+    return (
+        (lambda images: [torch.cat(parts) for parts in zip(*map(run, images.split(1)))])
+        if size
+        else run
+    )
+
 
 def _run_pt2(files: Files, size=None) -> Callable:
     network = torch.export.load(io.BytesIO(files[".pt2"])).module()
     return lambda images: list(network(images))
 
+
 class Format(NamedTuple):
     "How a format is written, and run; `ends`: of its files' names, the last of which names the whole; `threads`: of PyTorch beside it, whose idle threads spin for milliseconds on the cores that another runtime wants."
+
     ends: tuple[str, ...]
     write: Callable
     run: Callable
     threads: int | None = 1
 
-FORMATS = {"onnx": Format((".onnx",), _to_onnx, _run_onnx), "openvino": Format((".bin", ".xml"), _to_openvino, _run_openvino), "torch-export": Format((".pt2",), _to_pt2, _run_pt2, None)}
+
+FORMATS = {
+    "onnx": Format((".onnx",), _to_onnx, _run_onnx),
+    "openvino": Format((".bin", ".xml"), _to_openvino, _run_openvino),
+    "torch-export": Format((".pt2",), _to_pt2, _run_pt2, None),
+}
+
 
 def format_named(name: str) -> Format:
     "One of `FORMATS`. Raises `ValueError` for an unknown one."
-    if name not in FORMATS: raise ValueError(f"format {name!r}: choose one of {', '.join(FORMATS)}")
+    if name not in FORMATS:
+        raise ValueError(f"format {name!r}: choose one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
+
 # a format and what runs it: the run by which the format is checked, or a coarser one
-RUNTIMES = {name: (kind, kind.run) for name, kind in FORMATS.items()} | {"openvino-bf16": (FORMATS["openvino"], partial(_run_openvino, precision="bf16"))}
+RUNTIMES = {name: (kind, kind.run) for name, kind in FORMATS.items()} | {
+    "openvino-bf16": (FORMATS["openvino"], partial(_run_openvino, precision="bf16"))
+}
+
 
 def runtime_named(name: str) -> tuple[Format, Callable]:
     "One of `RUNTIMES`. Raises `ValueError` for an unknown one."
-    if name not in RUNTIMES: raise ValueError(f"runtime {name!r}: choose one of {', '.join(RUNTIMES)}")
+    if name not in RUNTIMES:
+        raise ValueError(f"runtime {name!r}: choose one of {', '.join(RUNTIMES)}")
     return RUNTIMES[name]
 
 # %% ../nbs/20_export.ipynb #ex14
 TOLERANCE = 1e-4
 SIZES = (240, 320), (203, 301), (48, 67)
 
+
 class ExportError(ValueError):
     "An exported graph does not do what the student does."
 
+
 def last(points: Keypoints, selection: Selection) -> float:
     "The score above which a keypoint is chosen: that of the last that a full budget takes, or the threshold."
-    return points.scores.min().item() if len(points) == selection.max_keypoints else selection.threshold
+    return (
+        points.scores.min().item()
+        if len(points) == selection.max_keypoints
+        else selection.threshold
+    )
 
-def clear(heatmap: Tensor, points: Keypoints, selection: Selection, margin: float, floor: float) -> set:
+
+def clear(
+    heatmap: Tensor, points: Keypoints, selection: Selection, margin: float, floor: float
+) -> set:
     "The pixels (x, y) of those keypoints of a heatmap [1, H, W] that win by more than `margin`: over their window, and over `floor`."
     x, y = points.xy.long().unbind(-1)
     rest = heatmap.clone()
@@ -155,11 +231,15 @@ def clear(heatmap: Tensor, points: Keypoints, selection: Selection, margin: floa
     rival = F.max_pool2d(rest, 2 * selection.nms_radius + 1, 1, selection.nms_radius)[0, y, x]
     return _pixels(points.select(points.scores - rival.clamp_min(floor) > margin))
 
-def _pixels(points: Keypoints) -> set: return set(map(tuple, points.xy.long().tolist()))
+
+def _pixels(points: Keypoints) -> set:
+    return set(map(tuple, points.xy.long().tolist()))
+
 
 def _chosen(outputs: list[Tensor], selection: Selection) -> list[Keypoints]:
     "The keypoints of a graph's outputs: its own, or those of its heatmap."
-    if len(outputs) == 1: return extract(outputs[0], selection)
+    if len(outputs) == 1:
+        return extract(outputs[0], selection)
     return [Keypoints(xy[s > 0], s[s > 0]) for xy, s in zip(*outputs[1:])]
 
 # %% ../nbs/20_export.ipynb #ex15
@@ -171,22 +251,44 @@ def check(run: Callable, model: student.SPFPN, selection: Selection | None = Non
         photo = sample_images(HELD_BACK).load(i, size)[0]
         images = torch.stack((photo, photo.flip(-1)))
         expected, outputs = model.heatmap(images), run(images)
-        if outputs[0].shape != expected.shape: raise ExportError(f"the exported heatmap of images {list(images.shape)} has the shape {list(outputs[0].shape)}; nothing is written")
+        if outputs[0].shape != expected.shape:
+            raise ExportError(
+                f"the exported heatmap of images {list(images.shape)} has the shape {list(outputs[0].shape)}; nothing is written"
+            )
         difference = (outputs[0] - expected).abs().max().item()
-        if not difference <= TOLERANCE: raise ExportError(f"the exported heatmap differs from PyTorch's by {difference:.2g} on a photograph of {size[0]}×{size[1]}, more than {TOLERANCE:g}; nothing is written")
-        _same_keypoints((expected, outputs[0]), (extract(expected, selection), _chosen(outputs, selection)), selection, 2 * difference)
+        if not difference <= TOLERANCE:
+            raise ExportError(
+                f"the exported heatmap differs from PyTorch's by {difference:.2g} on a photograph of {size[0]}×{size[1]}, more than {TOLERANCE:g}; nothing is written"
+            )
+        _same_keypoints(
+            (expected, outputs[0]),
+            (extract(expected, selection), _chosen(outputs, selection)),
+            selection,
+            2 * difference,
+        )
         worst = max(worst, difference)
     return worst
+
 
 def _same_keypoints(heatmaps: tuple, points: tuple, selection: Selection, margin: float):
     for ours, theirs, mine, its in zip(*heatmaps, *points):
         # a place that is a peak in one heatmap alone, by a hair, moves the end of a full budget there
         floor = max(last(p, selection) for p in extract(torch.stack((ours, theirs)), selection))
-        lost = (clear(ours, mine, selection, margin, floor) - _pixels(its)) | (clear(theirs, its, selection, margin, floor) - _pixels(mine))
-        if lost: raise ExportError(f"{len(lost)} keypoints of the export are not PyTorch's, or the other way round, as at (x, y) = {min(lost)}; nothing is written")
+        lost = (clear(ours, mine, selection, margin, floor) - _pixels(its)) | (
+            clear(theirs, its, selection, margin, floor) - _pixels(mine)
+        )
+        if lost:
+            raise ExportError(
+                f"{len(lost)} keypoints of the export are not PyTorch's, or the other way round, as at (x, y) = {min(lost)}; nothing is written"
+            )
 
 # %% ../nbs/20_export.ipynb #ex19
-def export_student(name: str | Path, format: str = "onnx", out: str | Path | None = None, selection: Selection | None = None) -> Path:
+def export_student(
+    name: str | Path,
+    format: str = "onnx",
+    out: str | Path | None = None,
+    selection: Selection | None = None,
+) -> Path:
     """Write a student, a checkpoint or the name of a shipped one, in one of `FORMATS`, to `out`, or beside the checkpoint (a shipped one: here), and return the file.
 
     With a `selection` the graph chooses keypoints too. Raises `ExportError` without writing when the graph differs from the student, `CheckpointError`, and `ImportError` without the format's extra."""
@@ -194,12 +296,15 @@ def export_student(name: str | Path, format: str = "onnx", out: str | Path | Non
     end = kind.ends[-1]
     stem = str(name).removesuffix(".safetensors")
     path = Path(out or stem + end)
-    if path.suffix != end: raise ValueError(f"{path}: the name of a file in the format {format} ends in {end}")
+    if path.suffix != end:
+        raise ValueError(f"{path}: the name of a file in the format {format} ends in {end}")
     model = student.load(ours.get(str(name), name))
     files = _checked(model, kind, selection)
     for suffix, content in files.items():
-        with replacing(path.with_suffix(suffix)) as beside: beside.write_bytes(content)
+        with replacing(path.with_suffix(suffix)) as beside:
+            beside.write_bytes(content)
     return path
+
 
 def _checked(model: nn.Module, kind: Format, selection: Selection | None = None) -> Files:
     "The student, or another network with a method `heatmap`, in a format, when it passes `check`. What exporters warn of is about themselves."
@@ -217,27 +322,55 @@ def runs(model: nn.Module, runtime: str, size: tuple[int, int] | None = None) ->
     kind, run = runtime_named(runtime)
     return run(_checked(model, kind), size)
 
+
 class RuntimeDetector(MapDetector):
     """A student whose network runs in one of `RUNTIMES`, on the processor. `path_or_name`: an exported file, a checkpoint, or the name of a shipped student.
     `size` (height, width): that of all images, where it is known, with which OpenVINO is faster.
 
     Raises `ImportError` without the format's extra, `ExportError` and `CheckpointError` for a student, `ValueError` for a file that is of another kind or not whole, and for images of another size."""
-    def __init__(self, path_or_name: str | Path, runtime: str = "onnx", selection: Selection = Selection(), size: tuple[int, int] | None = None):
+
+    def __init__(
+        self,
+        path_or_name: str | Path,
+        runtime: str = "onnx",
+        selection: Selection = Selection(),
+        size: tuple[int, int] | None = None,
+    ):
         super().__init__(selection)
-        (kind, run), path = runtime_named(runtime), Path(shipped().get(str(path_or_name), path_or_name))
+        (kind, run), path = (
+            runtime_named(runtime),
+            Path(shipped().get(str(path_or_name), path_or_name)),
+        )
         exported = path.suffix in kind.ends
-        self.threads, self.size, self.run = kind.threads, size and tuple(size), _read(path, kind, run, size) if exported else runs(student.load(path), runtime, size)
+        self.threads, self.size, self.run = (
+            kind.threads,
+            size and tuple(size),
+            _read(path, kind, run, size) if exported else runs(student.load(path), runtime, size),
+        )
         weights = [path.with_suffix(end) for end in kind.ends] if exported else [path]
-        self.name, self.version = f"{path.stem} ({runtime})", " ".join(map(str, (digest(*weights), runtime, *(size or ()))))
+        self.name, self.version = (
+            f"{path.stem} ({runtime})",
+            " ".join(map(str, (digest(*weights), runtime, *(size or ())))),
+        )
 
     def scores(self, images: Tensor) -> Tensor:
-        if self.size not in (None, images.shape[-2:]): raise ValueError(f"{self.name} was made for images of {self.size[0]}×{self.size[1]}, this one has {images.shape[-2]}×{images.shape[-1]}")
+        if self.size not in (None, images.shape[-2:]):
+            raise ValueError(
+                f"{self.name} was made for images of {self.size[0]}×{self.size[1]}, this one has {images.shape[-2]}×{images.shape[-1]}"
+            )
         return self.run(to_gray(images).cpu().contiguous())[0]
 
-    def points(self, scores: Tensor) -> list[Keypoints]: return extract(scores, replace(self.selection, subpixel=True))   # as a student's
+    def points(self, scores: Tensor) -> list[Keypoints]:
+        return extract(scores, replace(self.selection, subpixel=True))  # as a student's
+
 
 def _read(path: Path, kind: Format, run: Callable, size) -> Callable:
     files = {end: path.with_suffix(end).read_bytes() for end in kind.ends}
-    try: return run(files, size)
-    except (ImportError, OSError): raise
-    except Exception as error: raise ValueError(f"{path}: not a whole file of this kind ({str(error).splitlines()[0]}); export the student again") from None
+    try:
+        return run(files, size)
+    except (ImportError, OSError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path}: not a whole file of this kind ({str(error).splitlines()[0]}); export the student again"
+        ) from None

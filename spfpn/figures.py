@@ -25,13 +25,27 @@ from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 # %% ../nbs/14_figures.ipynb #c06-5cd0d582
-ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = PALETTE = '#E69F00', '#56B4E9', '#009E73', '#D55E00', '#0072B2', '#CC79A7'
-GREY = '#7a7a7a'   # of text and axes
+ORANGE, SKY, GREEN, VERMILLION, BLUE, PURPLE = PALETTE = (
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#D55E00",
+    "#0072B2",
+    "#CC79A7",
+)
+GREY = "#7a7a7a"  # of text and axes
 
 # %% ../nbs/14_figures.ipynb #c08-e657968f
-def _palette(name): return (np.array(sample_colorscale(name, 256, colortype='tuple')) * 255).round().astype(np.uint8)
+def _palette(name):
+    return (
+        (np.array(sample_colorscale(name, 256, colortype="tuple")) * 255).round().astype(np.uint8)
+    )
 
-VIRIDIS, DIVERGING = _palette('Viridis'), _palette('RdBu_r')   # for values from 0 up; for values around 0: blue below, red above
+
+VIRIDIS, DIVERGING = (
+    _palette("Viridis"),
+    _palette("RdBu_r"),
+)  # for values from 0 up; for values around 0: blue below, red above
 
 # %% ../nbs/14_figures.ipynb #c11-87949f35
 def to_pil(image):
@@ -39,23 +53,30 @@ def to_pil(image):
     image = torch.as_tensor(image).detach().cpu().float()
     image = image[None] if image.ndim == 2 else image
     if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f'an image is [C, H, W] with C 1 or 3, or [H, W]; this has the shape {list(image.shape)}')
+        raise ValueError(
+            f"an image is [C, H, W] with C 1 or 3, or [H, W]; this has the shape {list(image.shape)}"
+        )
     pixels = (image.nan_to_num().clamp(0, 1) * 255).round().byte().numpy()
-    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    return Image.fromarray(
+        pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    )
 
 # %% ../nbs/14_figures.ipynb #c15-bef24894
 def enlarge(picture, scale):
     "The picture `scale` times as large (nearest pixel; averaged when smaller); what does not fill a whole pixel at the right and bottom is cut"
-    if scale == 1: return picture
+    if scale == 1:
+        return picture
     size = [max(1, int(side * scale + 1e-6)) for side in picture.size]
     box = (0, 0, *(min(new / scale, old) for new, old in zip(size, picture.size)))
-    return picture.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX, box)
+    return picture.resize(
+        size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX, box
+    )
 
 # %% ../nbs/14_figures.ipynb #c18-8cde191a
 def _rings(size, xy, radius, width):
     "How much of each pixel is covered by rings of `radius` around `xy [N, 2]`: `[H, W]` in [0, 1]; `size` is (height, width)"
     reach = int(radius + width) + 2
-    dy, dx = np.mgrid[-reach:reach + 1, -reach:reach + 1]
+    dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     x = np.floor(xy[:, 0])[:, None, None] + dx
     y = np.floor(xy[:, 1])[:, None, None] + dy
     distance = np.hypot(x - xy[:, 0, None, None], y - xy[:, 1, None, None])
@@ -68,21 +89,28 @@ def _rings(size, xy, radius, width):
 # %% ../nbs/14_figures.ipynb #c22-8f3e66d1
 def _coordinates(points):
     "Keypoints, or anything shaped `[N, 2]`, as a float64 array `[N, 2]`; points that are not finite are left out, as they have no place"
-    xy = torch.as_tensor(getattr(points, 'xy', points)).detach().cpu().double().reshape(-1, 2).numpy()
+    xy = (
+        torch.as_tensor(getattr(points, "xy", points))
+        .detach()
+        .cpu()
+        .double()
+        .reshape(-1, 2)
+        .numpy()
+    )
     return xy[np.isfinite(xy).all(1)]
 
 # %% ../nbs/14_figures.ipynb #c23-a6e8f0f8
-def mark(picture, points, color=ORANGE, scale=1, radius=3.):
+def mark(picture, points, color=ORANGE, scale=1, radius=3.0):
     "The picture with a ring at each of the points (Keypoints or `[N, 2]`, pixels before scaling); `scale` is the picture's own, `radius` is as drawn"
-    xy = (_coordinates(points) + .5) * scale - .5
-    marked = picture.convert('RGB')
-    for layer, width, strength in (('black', 3., .6), (color, 1.4, 1.)):
+    xy = (_coordinates(points) + 0.5) * scale - 0.5
+    marked = picture.convert("RGB")
+    for layer, width, strength in (("black", 3.0, 0.6), (color, 1.4, 1.0)):
         cover = _rings((picture.height, picture.width), xy, radius, width)
         marked.paste(layer, mask=Image.fromarray((cover * strength * 255).round().astype(np.uint8)))
     return marked
 
 # %% ../nbs/14_figures.ipynb #c24-5fa035bd
-def picture(image, points=None, color=ORANGE, scale=1, radius=3.):
+def picture(image, points=None, color=ORANGE, scale=1, radius=3.0):
     "An image `[C, H, W]` (or heatmap, or mask, in [0, 1]) as a PIL picture, with its points (Keypoints or `[N, 2]`) as rings"
     shown = enlarge(to_pil(image), scale)
     return shown if points is None else mark(shown, points, color, scale, radius)
@@ -92,37 +120,61 @@ def colorize(values, limits=None, palette=VIRIDIS):
     "Values `[1, H, W]` or `[H, W]` as a PIL picture with its `palette` (small as PNG); `limits` default to 0 and the largest value"
     values = torch.as_tensor(values).detach().cpu().float().nan_to_num()
     values = values.reshape(values.shape[-2:])
-    low, high = limits or (0., float(values.max()))
+    low, high = limits or (0.0, float(values.max()))
     index = ((values - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
     shown = Image.fromarray(index.round().byte().numpy())
     shown.putpalette(palette.tobytes())
     return shown
 
 # %% ../nbs/14_figures.ipynb #c33-392a41ec
-def heat(heatmap, image=None, opacity=.6, limits=None, scale=1):
+def heat(heatmap, image=None, opacity=0.6, limits=None, scale=1):
     "A heatmap `[1, H, W]` as a PIL picture, over `image [C, H, W]` of the same size where one is given; `limits` as in `colorize`"
-    shown = colorize(heatmap, limits).convert('RGB')
-    if image is not None: shown = Image.blend(to_pil(image).convert('RGB'), shown, opacity)
+    shown = colorize(heatmap, limits).convert("RGB")
+    if image is not None:
+        shown = Image.blend(to_pil(image).convert("RGB"), shown, opacity)
     return enlarge(shown, scale)
 
 # %% ../nbs/14_figures.ipynb #c36-725eaeb0
-SPELLED = str.maketrans({'α': 'alpha', 'β': 'beta', 'δ': 'delta', 'ε': 'epsilon', 'θ': 'theta', 'λ': 'lambda', 'σ': 'sigma', 'τ': 'tau',
-                         '×': 'x', '²': '^2', '½': '1/2', '≤': '<=', '≥': '>=', '≈': '~', '→': 'to', '–': '-'})
+SPELLED = str.maketrans(
+    {
+        "α": "alpha",
+        "β": "beta",
+        "δ": "delta",
+        "ε": "epsilon",
+        "θ": "theta",
+        "λ": "lambda",
+        "σ": "sigma",
+        "τ": "tau",
+        "×": "x",
+        "²": "^2",
+        "½": "1/2",
+        "≤": "<=",
+        "≥": ">=",
+        "≈": "~",
+        "→": "to",
+        "–": "-",
+    }
+)
+
 
 def _wrap(title, font, width):
     "The title in lines no wider than `width`; a single long word keeps a line of its own"
-    lines = ['']
+    lines = [""]
     for word in title.translate(SPELLED).split():
-        longer = f'{lines[-1]} {word}'.strip()
-        if lines[-1] and font.getlength(longer) > width: lines.append(word)
-        else: lines[-1] = longer
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
     return lines
 
 # %% ../nbs/14_figures.ipynb #c37-d061f014
 def _titled(picture, lines, font, height):
     "The picture under its title; titles end at the same height, so that the pictures of a row begin together"
-    tile = Image.new('RGB', (picture.width, picture.height + height), 'white')
-    ImageDraw.Draw(tile).multiline_text((0, height - 4), '\n'.join(lines), 'black', font, anchor='ld', spacing=3)
+    tile = Image.new("RGB", (picture.width, picture.height + height), "white")
+    ImageDraw.Draw(tile).multiline_text(
+        (0, height - 4), "\n".join(lines), "black", font, anchor="ld", spacing=3
+    )
     tile.paste(picture, (0, height))
     return tile
 
@@ -132,226 +184,431 @@ def side_by_side(pictures, titles=None, columns=None, gap=8):
     pictures = [p if isinstance(p, Image.Image) else picture(p) for p in pictures]
     columns = min(columns or len(pictures), len(pictures))
     font = ImageFont.load_default(14)
-    lines = [_wrap(str(t), font, p.width) for t, p in zip(titles or [''] * len(pictures), pictures, strict=True)]
+    lines = [
+        _wrap(str(t), font, p.width)
+        for t, p in zip(titles or [""] * len(pictures), pictures, strict=True)
+    ]
     title_height = 8 + 17 * max(map(len, lines)) if titles else 0
     tiles = [_titled(p, l, font, title_height) for p, l in zip(pictures, lines)]
     widths = [max(t.width for t in tiles[c::columns]) for c in range(columns)]
-    heights = [max(t.height for t in tiles[r:r + columns]) for r in range(0, len(tiles), columns)]
-    sheet = Image.new('RGB', (sum(widths) + gap * (columns - 1), sum(heights) + gap * (len(heights) - 1)), 'white')
+    heights = [max(t.height for t in tiles[r : r + columns]) for r in range(0, len(tiles), columns)]
+    sheet = Image.new(
+        "RGB", (sum(widths) + gap * (columns - 1), sum(heights) + gap * (len(heights) - 1)), "white"
+    )
     for k, tile in enumerate(tiles):
         r, c = divmod(k, columns)
         sheet.paste(tile, (sum(widths[:c]) + gap * c, sum(heights[:r]) + gap * r))
     return sheet
 
 # %% ../nbs/14_figures.ipynb #c41-b6863c34
-def matches_picture(image1, image2, xy1, xy2, matches, errors=None, correct=3., scale=1):
+def matches_picture(image1, image2, xy1, xy2, matches, errors=None, correct=3.0, scale=1):
     "Two images `[C, H, W]` side by side as a PIL picture; a line joins `xy1[i]` and `xy2[j]` for each row (i, j) of `matches [M, 2]`; `errors [M]` colour it"
-    sides = [picture(i, p, 'white', scale, radius=2) for i, p in ((image1, xy1), (image2, xy2))]
+    sides = [picture(i, p, "white", scale, radius=2) for i, p in ((image1, xy1), (image2, xy2))]
     sheet = side_by_side(sides)
     draw = ImageDraw.Draw(sheet)
     start, end = _matched(xy1, xy2, matches, scale, offset=sheet.width - sides[1].width)
     good = np.ones(len(start), bool) if errors is None else np.asarray(errors) <= correct
-    for a, b, g in zip(start, end, good): draw.line((*a, *b), SKY if g else VERMILLION, 1)
+    for a, b, g in zip(start, end, good):
+        draw.line((*a, *b), SKY if g else VERMILLION, 1)
     return sheet
 
 # %% ../nbs/14_figures.ipynb #c42-8fa271a3
 def _matched(xy1, xy2, matches, scale=1, offset=0):
     "Where the lines of matches begin and end, `[M, 2]` each, in the pixels of a picture whose second image starts at `offset`"
     matches = torch.as_tensor(matches).long().reshape(-1, 2).cpu()
-    ends = [torch.as_tensor(getattr(p, 'xy', p)).detach().cpu().double().reshape(-1, 2)[m] for p, m in zip((xy1, xy2), matches.T)]
-    start, end = ((e.numpy() + .5) * scale - .5 for e in ends)
+    ends = [
+        torch.as_tensor(getattr(p, "xy", p)).detach().cpu().double().reshape(-1, 2)[m]
+        for p, m in zip((xy1, xy2), matches.T)
+    ]
+    start, end = ((e.numpy() + 0.5) * scale - 0.5 for e in ends)
     return start, end + (offset, 0)
 
 # %% ../nbs/14_figures.ipynb #c45-9a29f793
 def data_uri(picture, quick=False):
     "A PIL picture as a `data:` address that a figure or a page can hold in itself; `quick`: a photograph as JPEG, which takes a fiftieth of PNG's time"
-    buffer, photograph = io.BytesIO(), picture.mode in ('L', 'RGB')
-    picture.save(buffer, **(dict(format='PNG') if not quick else dict(format='JPEG', quality=90) if photograph else dict(format='PNG', compress_level=1)))
-    return f'data:image/{"jpeg" if quick and photograph else "png"};base64,' + base64.b64encode(buffer.getvalue()).decode()
+    buffer, photograph = io.BytesIO(), picture.mode in ("L", "RGB")
+    picture.save(
+        buffer,
+        **(
+            dict(format="PNG")
+            if not quick
+            else dict(format="JPEG", quality=90)
+            if photograph
+            else dict(format="PNG", compress_level=1)
+        ),
+    )
+    return (
+        f"data:image/{'jpeg' if quick and photograph else 'png'};base64,"
+        + base64.b64encode(buffer.getvalue()).decode()
+    )
 
 # %% ../nbs/14_figures.ipynb #c48-df717175
 def panels(pictures, titles=None, linked=True, height=380):
     "A plotly Figure with PIL pictures beside each other, x right and y down in pixels; `linked` panels zoom together"
-    fig = make_subplots(1, len(pictures), subplot_titles=titles, horizontal_spacing=.03)
+    fig = make_subplots(1, len(pictures), subplot_titles=titles, horizontal_spacing=0.03)
     for column, shown in enumerate(pictures, 1):
         add_picture(fig, shown, column)
-        fig.update_xaxes(range=[-.5, shown.width - .5], constrain='domain', row=1, col=column)
-        fig.update_yaxes(range=[shown.height - .5, -.5], constrain='domain', scaleanchor=f'x{column}', row=1, col=column)
-    if linked and len(pictures) > 1: fig.update_xaxes(matches='x').update_yaxes(matches='y')
+        fig.update_xaxes(range=[-0.5, shown.width - 0.5], constrain="domain", row=1, col=column)
+        fig.update_yaxes(
+            range=[shown.height - 0.5, -0.5],
+            constrain="domain",
+            scaleanchor=f"x{column}",
+            row=1,
+            col=column,
+        )
+    if linked and len(pictures) > 1:
+        fig.update_xaxes(matches="x").update_yaxes(matches="y")
     fig.update_xaxes(showgrid=False, zeroline=False).update_yaxes(showgrid=False, zeroline=False)
     return _dress(fig, height)
 
 # %% ../nbs/14_figures.ipynb #c49-849679ef
-def add_picture(fig, shown, column=1, opacity=1.):
+def add_picture(fig, shown, column=1, opacity=1.0):
     "Put a PIL picture behind panel `column` of a figure, where its pixels belong"
-    hair = 1e-6 * sum(i.xref == f'x{column}'.removesuffix('1') for i in fig.layout.images)    # of two pictures at one and the same place plotly.js draws the first alone
-    fig.add_layout_image(source=data_uri(shown), x=-.5, y=-.5, sizex=shown.width + hair, sizey=shown.height, sizing='stretch',
-                         layer='below', opacity=opacity, row=1, col=column)
+    hair = 1e-6 * sum(
+        i.xref == f"x{column}".removesuffix("1") for i in fig.layout.images
+    )  # of two pictures at one and the same place plotly.js draws the first alone
+    fig.add_layout_image(
+        source=data_uri(shown),
+        x=-0.5,
+        y=-0.5,
+        sizex=shown.width + hair,
+        sizey=shown.height,
+        sizing="stretch",
+        layer="below",
+        opacity=opacity,
+        row=1,
+        col=column,
+    )
 
 # %% ../nbs/14_figures.ipynb #c50-d62fbeea
 def _dress(fig, height):
     "The look that all figures share"
-    clear = 'rgba(0,0,0,0)'
-    return fig.update_layout(height=height, margin=dict(l=40, r=20, t=56, b=30), paper_bgcolor=clear, plot_bgcolor=clear, font_color=GREY,
-                             modebar=dict(bgcolor=clear, color=GREY), hovermode='closest', legend=dict(orientation='h', y=-.08))
+    clear = "rgba(0,0,0,0)"
+    return fig.update_layout(
+        height=height,
+        margin=dict(l=40, r=20, t=56, b=30),
+        paper_bgcolor=clear,
+        plot_bgcolor=clear,
+        font_color=GREY,
+        modebar=dict(bgcolor=clear, color=GREY),
+        hovermode="closest",
+        legend=dict(orientation="h", y=-0.08),
+    )
 
 # %% ../nbs/14_figures.ipynb #c52-1a6b1ba3
-def points_trace(points, name='points', color=ORANGE):
+def points_trace(points, name="points", color=ORANGE):
     "Keypoints, or points `[N, 2]`, as a plotly trace; the score, where there is one, shows on hover"
-    scores = getattr(points, 'scores', None)
-    xy = torch.as_tensor(getattr(points, 'xy', points)).detach().cpu().reshape(-1, 2).numpy()
-    hover = 'x %{x:.2f}<br>y %{y:.2f}' + ('<br>score %{customdata:.4f}' if scores is not None else '')
-    return go.Scatter(x=xy[:, 0], y=xy[:, 1], mode='markers', name=name, hovertemplate=f'{hover}<extra>{escape(name)}</extra>',
-                      customdata=None if scores is None else scores.detach().cpu().numpy(),
-                      marker=dict(symbol='circle-open', size=8, color=color, line_width=2), showlegend=False)
+    scores = getattr(points, "scores", None)
+    xy = torch.as_tensor(getattr(points, "xy", points)).detach().cpu().reshape(-1, 2).numpy()
+    hover = "x %{x:.2f}<br>y %{y:.2f}" + (
+        "<br>score %{customdata:.4f}" if scores is not None else ""
+    )
+    return go.Scatter(
+        x=xy[:, 0],
+        y=xy[:, 1],
+        mode="markers",
+        name=name,
+        hovertemplate=f"{hover}<extra>{escape(name)}</extra>",
+        customdata=None if scores is None else scores.detach().cpu().numpy(),
+        marker=dict(symbol="circle-open", size=8, color=color, line_width=2),
+        showlegend=False,
+    )
 
 # %% ../nbs/14_figures.ipynb #c53-6f0448b1
-def overlay(image, keypoints, name='points', color=ORANGE):
+def overlay(image, keypoints, name="points", color=ORANGE):
     "An image `[C, H, W]` with its keypoints; the score shows on hover"
     return panels([to_pil(image)]).add_trace(points_trace(keypoints, name, color), 1, 1)
 
 # %% ../nbs/14_figures.ipynb #c55-3a6c752f
-def heatmaps_figure(image, heatmaps, keypoints, titles=None, opacity=.6, limits=None):
+def heatmaps_figure(image, heatmaps, keypoints, titles=None, opacity=0.6, limits=None):
     """Heatmaps `[1, H, W]` (None: that detector has none), each over the image `[C, H, W]` in a panel of its own, with the keypoints of each.
 
     The layout's images are n times the image, then the n heatmaps, so a widget can change their opacity alone."""
     fig = panels([to_pil(image)] * len(heatmaps), titles)
     for column, (heatmap, points) in enumerate(zip(heatmaps, keypoints, strict=True), 1):
-        add_picture(fig, colorize(torch.zeros(1, 1, 1) if heatmap is None else heatmap, limits), column, opacity)
+        add_picture(
+            fig,
+            colorize(torch.zeros(1, 1, 1) if heatmap is None else heatmap, limits),
+            column,
+            opacity,
+        )
         fig.layout.images[-1].visible = heatmap is not None
         fig.add_trace(points_trace(points), 1, column)
     return fig
 
 # %% ../nbs/14_figures.ipynb #c58-71bdef15
-def mask_figure(mask, row=None, limits=(0., 1.), prediction=None):
+def mask_figure(mask, row=None, limits=(0.0, 1.0), prediction=None):
     "A mask `[1, H, W]` with its values along one row beneath it (default: the first row that holds the highest value); beside it a prediction of it, and what that has too much (red) or too little (blue)"
     values = torch.as_tensor(mask).detach().cpu().float()[0]
     row = int(values.argmax()) // values.shape[1] if row is None else row
-    shown = [values] if prediction is None else [values, torch.as_tensor(prediction).detach().cpu().float()[0]]
+    shown = (
+        [values]
+        if prediction is None
+        else [values, torch.as_tensor(prediction).detach().cpu().float()[0]]
+    )
     pictures, n = [colorize(v, limits) for v in shown], 1 if prediction is None else 3
-    if prediction is not None: pictures.append(colorize(shown[1] - shown[0], (-1, 1), DIVERGING))
-    fig = make_subplots(2, n, specs=[[{}] * n, [{'colspan': n}] + [None] * (n - 1)], row_heights=[.66, .34], vertical_spacing=.12, horizontal_spacing=.03,
-                        subplot_titles=['target', 'prediction', 'prediction − target'] if n == 3 else None)
+    if prediction is not None:
+        pictures.append(colorize(shown[1] - shown[0], (-1, 1), DIVERGING))
+    fig = make_subplots(
+        2,
+        n,
+        specs=[[{}] * n, [{"colspan": n}] + [None] * (n - 1)],
+        row_heights=[0.66, 0.34],
+        vertical_spacing=0.12,
+        horizontal_spacing=0.03,
+        subplot_titles=["target", "prediction", "prediction − target"] if n == 3 else None,
+    )
     for column, picture in enumerate(pictures, 1):
         add_picture(fig, picture, column)
-        fig.add_trace(go.Scatter(x=[-.5, values.shape[1] - .5], y=[row, row], mode='lines', line=dict(color=ORANGE, dash='dot'), hoverinfo='skip', showlegend=False), 1, column)
-    for name, color, v in zip(('target', 'prediction'), (SKY, ORANGE), shown):
-        fig.add_trace(go.Scatter(y=v[row].numpy(), name=name, line_color=color, hovertemplate='x %{x}<br>' + name + ' %{y:.4f}<extra></extra>'), 2, 1)
-    fig.update_xaxes(range=[-.5, values.shape[1] - .5], constrain='domain', showgrid=False, zeroline=False)
+        fig.add_trace(
+            go.Scatter(
+                x=[-0.5, values.shape[1] - 0.5],
+                y=[row, row],
+                mode="lines",
+                line=dict(color=ORANGE, dash="dot"),
+                hoverinfo="skip",
+                showlegend=False,
+            ),
+            1,
+            column,
+        )
+    for name, color, v in zip(("target", "prediction"), (SKY, ORANGE), shown):
+        fig.add_trace(
+            go.Scatter(
+                y=v[row].numpy(),
+                name=name,
+                line_color=color,
+                hovertemplate="x %{x}<br>" + name + " %{y:.4f}<extra></extra>",
+            ),
+            2,
+            1,
+        )
+    fig.update_xaxes(
+        range=[-0.5, values.shape[1] - 0.5], constrain="domain", showgrid=False, zeroline=False
+    )
     for column in range(1, n + 1):
-        fig.update_yaxes(range=[values.shape[0] - .5, -.5], scaleanchor=f'x{column}', constrain='domain', showgrid=False, zeroline=False, row=1, col=column)
-    if n > 1: fig.update_xaxes(matches='x', row=1).update_yaxes(matches='y', row=1)
-    fig.update_yaxes(range=[limits[0] - .05, limits[1] + .05], title_text=f'row {row}', gridcolor='rgba(128,128,128,.3)', zeroline=False, row=2, col=1)
+        fig.update_yaxes(
+            range=[values.shape[0] - 0.5, -0.5],
+            scaleanchor=f"x{column}",
+            constrain="domain",
+            showgrid=False,
+            zeroline=False,
+            row=1,
+            col=column,
+        )
+    if n > 1:
+        fig.update_xaxes(matches="x", row=1).update_yaxes(matches="y", row=1)
+    fig.update_yaxes(
+        range=[limits[0] - 0.05, limits[1] + 0.05],
+        title_text=f"row {row}",
+        gridcolor="rgba(128,128,128,.3)",
+        zeroline=False,
+        row=2,
+        col=1,
+    )
     return _dress(fig, 480).update_layout(showlegend=n == 3)
 
 # %% ../nbs/14_figures.ipynb #c61-05411a78
 def warp_figure(image, warped, valid, xy, xy_warped):
     "Image and warp `[C, H, W]`, validity `[1, H, W]` of the warp, points `[N, 2]` in the image and the same ones in the warp"
-    fig = panels([to_pil(image), to_pil(warped), to_pil(valid)], ['image', 'warp', 'valid'], linked=False)
-    fig.update_layout(xaxis3_matches='x2', yaxis3_matches='y2')
-    for column, points in enumerate((xy, xy_warped, xy_warped), 1): fig.add_trace(points_trace(points), 1, column)
+    fig = panels(
+        [to_pil(image), to_pil(warped), to_pil(valid)], ["image", "warp", "valid"], linked=False
+    )
+    fig.update_layout(xaxis3_matches="x2", yaxis3_matches="y2")
+    for column, points in enumerate((xy, xy_warped, xy_warped), 1):
+        fig.add_trace(points_trace(points), 1, column)
     return fig
 
 # %% ../nbs/14_figures.ipynb #c63-fc3d70c2
-def matches_figure(image1, image2, xy1, xy2, matches, errors=None, correct=3.):
+def matches_figure(image1, image2, xy1, xy2, matches, errors=None, correct=3.0):
     "As `matches_picture`, to zoom into; the error of a match shows at its end in the second image"
     sheet = side_by_side([to_pil(image1), to_pil(image2)])
     start, end = _matched(xy1, xy2, matches, offset=sheet.width - torch.as_tensor(image2).shape[-1])
     errors = np.zeros(len(start)) if errors is None else np.asarray(errors, dtype=float)
     fig = panels([sheet])
-    for name, color, kept in ((f'within {correct:g} px', SKY, errors <= correct), ('farther', VERMILLION, ~(errors <= correct))):
-        lines = np.stack([start[kept], end[kept], np.full_like(end[kept], np.nan)], 1).reshape(-1, 2)   # a gap after each line
-        fig.add_trace(go.Scatter(x=lines[:, 0], y=lines[:, 1], mode='lines+markers', name=name, line=dict(color=color, width=1), marker_size=4,
-                                 customdata=errors[kept].repeat(3), hovertemplate='error %{customdata:.2f} px<extra></extra>'), 1, 1)
+    for name, color, kept in (
+        (f"within {correct:g} px", SKY, errors <= correct),
+        ("farther", VERMILLION, ~(errors <= correct)),
+    ):
+        lines = np.stack([start[kept], end[kept], np.full_like(end[kept], np.nan)], 1).reshape(
+            -1, 2
+        )  # a gap after each line
+        fig.add_trace(
+            go.Scatter(
+                x=lines[:, 0],
+                y=lines[:, 1],
+                mode="lines+markers",
+                name=name,
+                line=dict(color=color, width=1),
+                marker_size=4,
+                customdata=errors[kept].repeat(3),
+                hovertemplate="error %{customdata:.2f} px<extra></extra>",
+            ),
+            1,
+            1,
+        )
     return fig
 
 # %% ../nbs/14_figures.ipynb #c64c-6e7d1002
-def repeats_figure(image1, image2, points1, points2, distances1, distances2, epsilon=3.):
+def repeats_figure(image1, image2, points1, points2, distances1, distances2, epsilon=3.0):
     "Two views `[C, H, W]` with the points `[N, 2]`, `[M, 2]` of each: those whose distance to the nearest of the other view is at most `epsilon`, and the rest"
-    fig = panels([to_pil(image1), to_pil(image2)], ['first image', 'second image'], linked=False)
+    fig = panels([to_pil(image1), to_pil(image2)], ["first image", "second image"], linked=False)
     for column, (points, distances) in enumerate(((points1, distances1), (points2, distances2)), 1):
-        for trace in repeats_traces(points, distances, epsilon): fig.add_trace(trace.update(showlegend=column == 1), 1, column)
+        for trace in repeats_traces(points, distances, epsilon):
+            fig.add_trace(trace.update(showlegend=column == 1), 1, column)
     return fig.update_layout(showlegend=True)
 
-def repeats_traces(points, distances, epsilon=3.):
+
+def repeats_traces(points, distances, epsilon=3.0):
     "The points `[N, 2]` of one view as two traces: those that repeat within `epsilon`, and those that do not"
-    xy, distances = torch.as_tensor(getattr(points, 'xy', points)), torch.as_tensor(distances)
+    xy, distances = torch.as_tensor(getattr(points, "xy", points)), torch.as_tensor(distances)
     found = []
-    for name, symbol, color, chosen in (('repeats', 'circle-open', SKY, distances <= epsilon), ('does not', 'x-thin-open', VERMILLION, distances > epsilon)):
+    for name, symbol, color, chosen in (
+        ("repeats", "circle-open", SKY, distances <= epsilon),
+        ("does not", "x-thin-open", VERMILLION, distances > epsilon),
+    ):
         part = xy[chosen].cpu().numpy()
-        found.append(go.Scatter(x=part[:, 0], y=part[:, 1], customdata=distances[chosen].numpy(), mode='markers', name=name, legendgroup=name,
-                                marker=dict(symbol=symbol, size=8, color=color, line_width=2), hovertemplate='x %{x:.2f}<br>y %{y:.2f}<br>nearest %{customdata:.2f} px<extra></extra>'))
+        found.append(
+            go.Scatter(
+                x=part[:, 0],
+                y=part[:, 1],
+                customdata=distances[chosen].numpy(),
+                mode="markers",
+                name=name,
+                legendgroup=name,
+                marker=dict(symbol=symbol, size=8, color=color, line_width=2),
+                hovertemplate="x %{x:.2f}<br>y %{y:.2f}<br>nearest %{customdata:.2f} px<extra></extra>",
+            )
+        )
     return found
 
 # %% ../nbs/14_figures.ipynb #c66-42ec3194
 def curves(log, columns=2):
     "Training curves from a log (DataFrame with the columns step, split, name, value): one panel a name, solid for train, dashed for val. With a column run, a colour a run"
-    names, runs = list(dict.fromkeys(log['name'])), list(dict.fromkeys(log['run'])) if 'run' in log else ['']
+    names, runs = (
+        list(dict.fromkeys(log["name"])),
+        list(dict.fromkeys(log["run"])) if "run" in log else [""],
+    )
     columns = max(1, min(columns, len(names)))
     rows = max(1, -(-len(names) // columns))
-    fig = make_subplots(rows, columns, subplot_titles=[escape(str(n)) for n in names], vertical_spacing=.3 / rows)
-    for name, run, split in ((n, r, s) for n in names for r in runs for s in ('train', 'val')):
-        part = log[(log['name'] == name) & (log['split'] == split)].sort_values('step')
-        if run: part = part[part['run'] == run]
-        if len(part): fig.add_trace(_curve(part, split, run, PALETTE[runs.index(run) % len(PALETTE)]), *(i + 1 for i in divmod(names.index(name), columns)))
-    for trace in {t.legendgroup: t for t in reversed(fig.data)}.values(): trace.showlegend = True   # one line of the legend a run and split
-    fig.update_xaxes(gridcolor='rgba(128,128,128,.3)', zeroline=False).update_yaxes(gridcolor='rgba(128,128,128,.3)', zeroline=False)
-    return _dress(fig, 80 + 230 * rows).update_layout(showlegend='run' in log)
+    fig = make_subplots(
+        rows, columns, subplot_titles=[escape(str(n)) for n in names], vertical_spacing=0.3 / rows
+    )
+    for name, run, split in ((n, r, s) for n in names for r in runs for s in ("train", "val")):
+        part = log[(log["name"] == name) & (log["split"] == split)].sort_values("step")
+        if run:
+            part = part[part["run"] == run]
+        if len(part):
+            fig.add_trace(
+                _curve(part, split, run, PALETTE[runs.index(run) % len(PALETTE)]),
+                *(i + 1 for i in divmod(names.index(name), columns)),
+            )
+    for trace in {t.legendgroup: t for t in reversed(fig.data)}.values():
+        trace.showlegend = True  # one line of the legend a run and split
+    fig.update_xaxes(gridcolor="rgba(128,128,128,.3)", zeroline=False).update_yaxes(
+        gridcolor="rgba(128,128,128,.3)", zeroline=False
+    )
+    return _dress(fig, 80 + 230 * rows).update_layout(showlegend="run" in log)
 
 # %% ../nbs/14_figures.ipynb #c67-e0d0f323
-def _curve(part, split, run='', color=ORANGE):
+def _curve(part, split, run="", color=ORANGE):
     "One split's values as a line; few values, such as one an epoch, also as dots. A run has its colour, else a split has"
-    look, name = dict(color=color if run or split == 'val' else SKY, dash=dict(train='solid', val='dash')[split]), f'{escape(run)} {split}'.strip()
-    return go.Scatter(x=part['step'], y=part['value'], line=look, mode='lines+markers' if len(part) < 50 else 'lines', name=name, legendgroup=name, showlegend=False,
-                      hovertemplate=f'{name}<br>step %{{x}}<br>%{{y:.4f}}<extra></extra>')
+    look, name = (
+        dict(
+            color=color if run or split == "val" else SKY,
+            dash=dict(train="solid", val="dash")[split],
+        ),
+        f"{escape(run)} {split}".strip(),
+    )
+    return go.Scatter(
+        x=part["step"],
+        y=part["value"],
+        line=look,
+        mode="lines+markers" if len(part) < 50 else "lines",
+        name=name,
+        legendgroup=name,
+        showlegend=False,
+        hovertemplate=f"{name}<br>step %{{x}}<br>%{{y:.4f}}<extra></extra>",
+    )
 
 # %% ../nbs/14_figures.ipynb #c68c-253a3aa6
 def _look(i, name):
     "Colour and dash of the i-th of several curves"
-    return ('#888', 'dot') if name == 'random' else (PALETTE[i % len(PALETTE)], ('solid', 'dash', 'dashdot')[i // len(PALETTE) % 3])
+    return (
+        ("#888", "dot")
+        if name == "random"
+        else (PALETTE[i % len(PALETTE)], ("solid", "dash", "dashdot")[i // len(PALETTE) % 3])
+    )
+
 
 def lines_figure(lines, x, y):
     "Curves of detectors (DataFrame with the columns detector, x, y) in one panel, under the titles `x` and `y` of its axes; the detector `random` is dotted grey"
     fig = go.Figure()
-    for i, (name, part) in enumerate(lines.groupby('detector', sort=False)):
+    for i, (name, part) in enumerate(lines.groupby("detector", sort=False)):
         color, dash = _look(i, name)
         look = dict(color=color, dash=dash)
-        fig.add_trace(go.Scatter(x=part['x'], y=part['y'], mode='lines', name=escape(name), line=look, hovertemplate=f'{escape(name)}<br>%{{x:.3g}}<br>%{{y:.3f}}<extra></extra>'))
-    fig.update_xaxes(title_text=x, gridcolor='rgba(128,128,128,.3)', zeroline=False).update_yaxes(title_text=y, range=[0, 1.02], gridcolor='rgba(128,128,128,.3)', zeroline=False)
-    return _dress(fig, 420).update_layout(showlegend=True, legend=dict(orientation='v', y=1))
+        fig.add_trace(
+            go.Scatter(
+                x=part["x"],
+                y=part["y"],
+                mode="lines",
+                name=escape(name),
+                line=look,
+                hovertemplate=f"{escape(name)}<br>%{{x:.3g}}<br>%{{y:.3f}}<extra></extra>",
+            )
+        )
+    fig.update_xaxes(title_text=x, gridcolor="rgba(128,128,128,.3)", zeroline=False).update_yaxes(
+        title_text=y, range=[0, 1.02], gridcolor="rgba(128,128,128,.3)", zeroline=False
+    )
+    return _dress(fig, 420).update_layout(showlegend=True, legend=dict(orientation="v", y=1))
 
 # %% ../nbs/14_figures.ipynb #c68h-book0005
 def chart(width=7.6, height=3.6):
     "An empty matplotlib Figure and its axes, `width` × `height` in hundreds of pixels, in the look that all charts share"
-    fig = Figure((width, height), dpi=100, layout='constrained')
+    fig = Figure((width, height), dpi=100, layout="constrained")
     ax = fig.subplots()
-    ax.spines[['top', 'right']].set_visible(False)
-    ax.grid(alpha=.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(alpha=0.3)
     ax.set_axisbelow(True)
     return fig, ax
+
 
 def drawn(fig):
     "A matplotlib Figure as a PIL picture; its file is small, for a chart has few colours"
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(128, dither=Image.Dither.NONE)
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).quantize(
+        128, dither=Image.Dither.NONE
+    )
 
 # %% ../nbs/14_figures.ipynb #c68i-book0006
 def lines_picture(lines, x, y, limits=(0, 1.02)):
     "As `lines_figure`, as a PIL picture; `limits` of the y axis, None for those of the data"
     fig, ax = chart()
-    for i, (name, part) in enumerate(lines.groupby('detector', sort=False)):
+    for i, (name, part) in enumerate(lines.groupby("detector", sort=False)):
         color, dash = _look(i, name)
-        ax.plot(part['x'], part['y'], color=color, label=name, linestyle=dict(solid='-', dash='--', dashdot='-.', dot=':')[dash], marker='o' if len(part) < 3 else None)
+        ax.plot(
+            part["x"],
+            part["y"],
+            color=color,
+            label=name,
+            linestyle=dict(solid="-", dash="--", dashdot="-.", dot=":")[dash],
+            marker="o" if len(part) < 3 else None,
+        )
     ax.set(xlabel=x, ylabel=y)
-    if limits: ax.set_ylim(limits)
-    fig.legend(loc='outside right upper', frameon=False)
+    if limits:
+        ax.set_ylim(limits)
+    fig.legend(loc="outside right upper", frameon=False)
     return drawn(fig)
 
 # %% ../nbs/14_figures.ipynb #c70-aaf280bc
 def table(frame):
     "A DataFrame as an HTML table: floats to three decimals, missing values as a dash, all text escaped; a named index becomes columns"
     frame = frame.reset_index() if any(frame.index.names) else frame
-    return frame.to_html(index=False, border=0, na_rep='–', float_format=_number, classes='spfpn', justify='left')
+    return frame.to_html(
+        index=False, border=0, na_rep="–", float_format=_number, classes="spfpn", justify="left"
+    )
 
-def _number(value): return f'{value:.1e}' if 0 < abs(value) < .001 else f'{value:.3f}'
+
+def _number(value):
+    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:.3f}"

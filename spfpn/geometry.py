@@ -23,14 +23,19 @@ def warp_points(xy: Tensor, H: Tensor) -> Tensor:
     `xy` [..., N, 2] source pixels, `H` [..., 3, 3] source → destination; returns destination pixels of `xy`'s shape and type.
     A point on the line at infinity becomes inf; computed in float64.
     """
-    if xy.shape[-1] != 2 or H.shape[-2:] != (3, 3): raise ValueError(f"points [..., N, 2] and H [..., 3, 3] expected, got {tuple(xy.shape)} and {tuple(H.shape)}")
+    if xy.shape[-1] != 2 or H.shape[-2:] != (3, 3):
+        raise ValueError(
+            f"points [..., N, 2] and H [..., 3, 3] expected, got {tuple(xy.shape)} and {tuple(H.shape)}"
+        )
     homogeneous = F.pad(xy.double(), (0, 1), value=1.0) @ H.double().transpose(-1, -2)
     return (homogeneous[..., :2] / homogeneous[..., 2:]).to(xy.dtype)
+
 
 def corners(size: tuple[int, int]) -> Tensor:
     "The centres of the four corner pixels, clockwise from the origin: [4, 2]."
     h, w = size
     return torch.tensor([[0, 0], [w - 1, 0], [w - 1, h - 1], [0, h - 1]], dtype=torch.float64)
+
 
 def inside(xy: Tensor, size: tuple[int, int], border: float = 0) -> Tensor:
     "Which points lie between the centres of the outermost pixels, `border` pixels further in: bool [..., N]."
@@ -41,25 +46,34 @@ def inside(xy: Tensor, size: tuple[int, int], border: float = 0) -> Tensor:
 def resize_matrix(size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
     "The homography of an edge-aligned resize from `size` to `new_size` (height, width): [3, 3] float64."
     sy, sx = new_size[0] / size[0], new_size[1] / size[1]
-    return torch.tensor([[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]], dtype=torch.float64)
+    return torch.tensor(
+        [[sx, 0, (sx - 1) / 2], [0, sy, (sy - 1) / 2], [0, 0, 1]], dtype=torch.float64
+    )
+
 
 def translation(x: float, y: float) -> Tensor:
     "The homography that moves points by (x, y): [3, 3] float64."
     return torch.tensor([[1, 0, x], [0, 1, y], [0, 0, 1]], dtype=torch.float64)
 
+
 def flip(size: tuple[int, int], across: bool, down: bool) -> Tensor:
     "The homography that turns an image of `size` over, left to right (`across`) or upside down (`down`): [3, 3] float64."
     (h, w), (x, y) = size, (1 - 2 * across, 1 - 2 * down)
-    return torch.tensor([[x, 0, (w - 1) * across], [0, y, (h - 1) * down], [0, 0, 1]], dtype=torch.float64)
+    return torch.tensor(
+        [[x, 0, (w - 1) * across], [0, y, (h - 1) * down], [0, 0, 1]], dtype=torch.float64
+    )
 
 # %% ../nbs/01_geometry.ipynb #c12-3e083c1c
 def scaled_size(size: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:
     "The size that an image of `size` is scaled to for `target`, its aspect kept: at least as large (`cover`), or at most (`fit`). Raises ValueError."
-    if mode not in ("cover", "fit"): raise ValueError(f"resize mode {mode!r}: choose cover or fit")
-    if min(*size, *target) < 1: raise ValueError(f"cannot resize {size} to {target}: no pixels")
+    if mode not in ("cover", "fit"):
+        raise ValueError(f"resize mode {mode!r}: choose cover or fit")
+    if min(*size, *target) < 1:
+        raise ValueError(f"cannot resize {size} to {target}: no pixels")
     ratios = target[0] / size[0], target[1] / size[1]
     scale = max(ratios) if mode == "cover" else min(ratios)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
 
 def cover_matrix(size: tuple[int, int], target: tuple[int, int]) -> Tensor:
     "Scale to cover `target`, crop its middle: the homography from the image's pixels to the crop's, [3, 3] float64."
@@ -67,37 +81,64 @@ def cover_matrix(size: tuple[int, int], target: tuple[int, int]) -> Tensor:
     top, left = (scaled[0] - target[0]) // 2, (scaled[1] - target[1]) // 2
     return translation(-left, -top) @ resize_matrix(size, scaled)
 
-def resize_image(image: Tensor, size: tuple[int, int], mode: str = "cover") -> tuple[Tensor, Tensor]:
+
+def resize_image(
+    image: Tensor, size: tuple[int, int], mode: str = "cover"
+) -> tuple[Tensor, Tensor]:
     """An image [C, H, W] at another size without squashing it, and the homography A [3, 3] from its pixels to the new ones.
 
     `cover` returns exactly `size`; `fit` returns the largest size of the same aspect inside it. Antialiased bilinear, edges aligned.
     """
-    if image.shape[-2:] == tuple(size): return image, torch.eye(3, dtype=torch.float64)
+    if image.shape[-2:] == tuple(size):
+        return image, torch.eye(3, dtype=torch.float64)
     scaled = scaled_size(image.shape[-2:], size, mode)
-    small = F.interpolate(image[None], size=scaled, mode="bilinear", antialias=True, align_corners=False)[0].clamp(0, 1)
-    if mode == "fit": return small, resize_matrix(image.shape[-2:], scaled)
+    small = F.interpolate(
+        image[None], size=scaled, mode="bilinear", antialias=True, align_corners=False
+    )[0].clamp(0, 1)
+    if mode == "fit":
+        return small, resize_matrix(image.shape[-2:], scaled)
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
-    return small[:, top:top + size[0], left:left + size[1]].contiguous(), cover_matrix(image.shape[-2:], size)
+    return small[:, top : top + size[0], left : left + size[1]].contiguous(), cover_matrix(
+        image.shape[-2:], size
+    )
 
 # %% ../nbs/01_geometry.ipynb #c16-47f6e7a1
-def _batched(H: Tensor, batch: int) -> Tensor: return H.expand(batch, 3, 3) if H.dim() == 2 else H
+def _batched(H: Tensor, batch: int) -> Tensor:
+    return H.expand(batch, 3, 3) if H.dim() == 2 else H
 
-def warp_image(images: Tensor, H: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear") -> Tensor:
+
+def warp_image(
+    images: Tensor, H: Tensor, size: tuple[int, int] | None = None, mode: str = "bilinear"
+) -> Tensor:
     """Images carried through homographies; zero where nothing maps.
 
     `images` [B, C, H, W], `H` [3, 3] or [B, 3, 3] source → destination, `size` of the destination (default: the source's). Differentiable
     in `images`. **Convention**: pixel centres at integers (`align_corners=True`), H as for `warp_points`.
     """
     images = images.to(torch.promote_types(images.dtype, torch.float32))
-    with torch.autocast(images.device.type, enabled=False):   # a homography of eight bits is wrong by up to two pixels
-        return warp_perspective(images, _batched(H, len(images)).to(images.dtype).to(images.device), size or tuple(images.shape[-2:]), mode=mode, align_corners=True)
+    with torch.autocast(
+        images.device.type, enabled=False
+    ):  # a homography of eight bits is wrong by up to two pixels
+        return warp_perspective(
+            images,
+            _batched(H, len(images)).to(images.dtype).to(images.device),
+            size or tuple(images.shape[-2:]),
+            mode=mode,
+            align_corners=True,
+        )
+
 
 def pixel_grid(size: tuple[int, int], device=None) -> Tensor:
     "The centres of all pixels, row by row: [H·W, 2] float64."
-    y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64, device=device) for n in size), indexing="ij")
+    y, x = torch.meshgrid(
+        *(torch.arange(n, dtype=torch.float64, device=device) for n in size), indexing="ij"
+    )
     return torch.stack((x, y), -1).reshape(-1, 2)
 
-def valid_mask(H: Tensor, size: tuple[int, int], out_size: tuple[int, int] | None = None, erode: int = 0) -> Tensor:
+
+def valid_mask(
+    H: Tensor, size: tuple[int, int], out_size: tuple[int, int] | None = None, erode: int = 0
+) -> Tensor:
     """Which destination pixels show the source: bool [B, 1, h, w] for `H` [3, 3] (B = 1) or [B, 3, 3].
 
     `size` of the source, `out_size` of the destination (default: the same), `erode` in pixels of the destination:
@@ -106,14 +147,26 @@ def valid_mask(H: Tensor, size: tuple[int, int], out_size: tuple[int, int] | Non
     h, w = out_size = out_size or size
     back = torch.linalg.inv(H.reshape(-1, 3, 3).double())
     # a thousandth of a pixel of slack: the inverse of an exact integer shift must not lose a row to rounding
-    mask = inside(warp_points(pixel_grid(out_size, H.device), back), size, border=-1e-3).reshape(-1, 1, h, w)
-    if erode:   # a square's maximum is a row's of a column's
+    mask = inside(warp_points(pixel_grid(out_size, H.device), back), size, border=-1e-3).reshape(
+        -1, 1, h, w
+    )
+    if erode:  # a square's maximum is a row's of a column's
         gone, side = (~mask).float(), 2 * erode + 1
-        mask = F.max_pool2d(F.max_pool2d(gone, (side, 1), 1, (erode, 0)), (1, side), 1, (0, erode)) == 0
+        mask = (
+            F.max_pool2d(F.max_pool2d(gone, (side, 1), 1, (erode, 0)), (1, side), 1, (0, erode))
+            == 0
+        )
     return mask
 
 # %% ../nbs/01_geometry.ipynb #c20-773aef3e
-def homography(size: tuple[int, int], *, rotation: float = 0, scale: float = 1, shift: tuple[float, float] = (0, 0), tilt: Tensor | None = None) -> Tensor:
+def homography(
+    size: tuple[int, int],
+    *,
+    rotation: float = 0,
+    scale: float = 1,
+    shift: tuple[float, float] = (0, 0),
+    tilt: Tensor | None = None,
+) -> Tensor:
     """A homography about the image's centre: first `tilt`, then scale, rotation, translation: [3, 3] float64.
 
     `rotation` in degrees (positive turns +x towards +y), `shift` (x, y) and `tilt` (displacements [4, 2] of the corners) in shares of the image's size.
@@ -127,15 +180,30 @@ def homography(size: tuple[int, int], *, rotation: float = 0, scale: float = 1, 
     perspective = torch.eye(3, dtype=torch.float64)
     if tilt is not None:
         moved = corners(size) + tilt.double() * extent
-        perspective = torch.from_numpy(cv2.getPerspectiveTransform(corners(size).float().numpy(), moved.float().numpy()))
-    to, back = translation(*(-centre).tolist()), translation(*(centre + torch.tensor(shift).double() * extent).tolist())
+        perspective = torch.from_numpy(
+            cv2.getPerspectiveTransform(corners(size).float().numpy(), moved.float().numpy())
+        )
+    to, back = (
+        translation(*(-centre).tolist()),
+        translation(*(centre + torch.tensor(shift).double() * extent).tolist()),
+    )
     return back @ turn @ to @ perspective
+
 
 def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
     return 2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1
 
-def sample_homography(size: tuple[int, int], generator: torch.Generator, *, rotation: float = 30, scale: tuple[float, float] = (0.7, 1.4),
-                      translation: float = 0.1, perspective: float = 0.15, min_overlap: float = 0.5) -> Tensor:
+
+def sample_homography(
+    size: tuple[int, int],
+    generator: torch.Generator,
+    *,
+    rotation: float = 30,
+    scale: tuple[float, float] = (0.7, 1.4),
+    translation: float = 0.1,
+    perspective: float = 0.15,
+    min_overlap: float = 0.5,
+) -> Tensor:
     """A random homography as in SuperPoint: [3, 3] float64, the image's pixels → the warped image's, both of `size`.
 
     `rotation` up to ± degrees; `scale` log-uniform between its ends; `translation`, `perspective` up to ± these shares of the image's size (of each corner,
@@ -143,15 +211,24 @@ def sample_homography(size: tuple[int, int], generator: torch.Generator, *, rota
     """
     low, high = map(math.log, scale)
     for attempt in range(1000):
-        narrow = 0.97 ** attempt
-        H = homography(size, rotation=narrow * rotation * _uniform(generator, 1).item(),
-                       scale=math.exp(narrow * (low + (high - low) * (_uniform(generator, 1).item() + 1) / 2)),
-                       shift=tuple((narrow * translation * _uniform(generator, 2)).tolist()),
-                       tilt=narrow * perspective * _uniform(generator, 4, 2))
-        if overlap(H, size) >= min_overlap: return H
-    raise ValueError(f"no homography shows {min_overlap:.0%} of the image; min_overlap must lie below 1")
+        narrow = 0.97**attempt
+        H = homography(
+            size,
+            rotation=narrow * rotation * _uniform(generator, 1).item(),
+            scale=math.exp(narrow * (low + (high - low) * (_uniform(generator, 1).item() + 1) / 2)),
+            shift=tuple((narrow * translation * _uniform(generator, 2)).tolist()),
+            tilt=narrow * perspective * _uniform(generator, 4, 2),
+        )
+        if overlap(H, size) >= min_overlap:
+            return H
+    raise ValueError(
+        f"no homography shows {min_overlap:.0%} of the image; min_overlap must lie below 1"
+    )
+
 
 def overlap(H: Tensor, size: tuple[int, int], samples: int = 24) -> float:
     "The share of a destination of the source's `size` that shows the source, on a coarse grid of samples."
-    coarse = pixel_grid((samples, samples)) / (samples - 1) * torch.tensor([size[1] - 1, size[0] - 1])
+    coarse = (
+        pixel_grid((samples, samples)) / (samples - 1) * torch.tensor([size[1] - 1, size[0] - 1])
+    )
     return inside(warp_points(coarse, torch.linalg.inv(H)), size).double().mean().item()

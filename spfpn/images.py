@@ -28,31 +28,52 @@ __all__ = ['SUFFIXES', 'FORMATS', 'MOST_PIXELS', 'TRAIN_SAMPLES', 'HELD_BACK', '
 
 # %% ../nbs/02_images.ipynb #c05-57bc3144
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".webp", ".bmp")
-FORMATS = ("JPEG", "PNG", "PPM", "WEBP", "BMP", "GIF", "TIFF")   # by content, whatever the suffix; not EPS, for which Pillow starts Ghostscript
-MOST_PIXELS = 100_000_000                                         # of one image: a small file can unpack to more memory than there is
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "PPM",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+)  # by content, whatever the suffix; not EPS, for which Pillow starts Ghostscript
+MOST_PIXELS = 100_000_000  # of one image: a small file can unpack to more memory than there is
+
 
 class ImageError(ValueError):
     "An image, an image source or a homography file cannot be used; the message names the file or folder."
+
 
 def printable(path: str | Path) -> str:
     "A path as one line of text that any file or terminal takes: line breaks, control characters and bytes that are no UTF-8 as escapes."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
+
 def _from_16_bit(pixels: np.ndarray) -> np.ndarray:
-    if pixels.min() < 0 or pixels.max() > 65535: raise ValueError("32-bit pixels have no known range")
+    if pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError("32-bit pixels have no known range")
     return pixels.astype(np.float32) / 65535
+
 
 def is_turned(image: Image.Image) -> bool:
     "Whether its EXIF tag says that it does not lie in the file as it is to be seen."
     return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
+
 def _array(image: Image.Image) -> np.ndarray:
     "Pixels as float [H, W] or [H, W, 3] in [0, 1]."
-    if is_turned(image): image = ImageOps.exif_transpose(image)   # it copies, needed or not
-    if image.mode.startswith("I"): return _from_16_bit(np.asarray(image))
-    if image.mode == "F": raise ValueError("floating-point pixels have no known range")
-    if image.mode not in ("L", "RGB"): image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    return np.divide(np.asarray(image), np.float32(255), dtype=np.float32)   # cast and divided in one pass
+    if is_turned(image):
+        image = ImageOps.exif_transpose(image)  # it copies, needed or not
+    if image.mode.startswith("I"):
+        return _from_16_bit(np.asarray(image))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
+    return np.divide(
+        np.asarray(image), np.float32(255), dtype=np.float32
+    )  # cast and divided in one pass
+
 
 def read_image(path: str | Path, gray: bool = False) -> Tensor:
     """The image in a file as a float tensor [C, H, W] in [0, 1], C = 1 (grey) or 3 (colour), turned upright by its EXIF tag; `gray`: its luma, C = 1, as `to_gray` has it.
@@ -62,94 +83,160 @@ def read_image(path: str | Path, gray: bool = False) -> Tensor:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)   # the limit here is our own
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # the limit here is our own
             with Image.open(path, formats=FORMATS) as image:
-                if math.prod(image.size) > MOST_PIXELS: raise Image.DecompressionBombError
-                if gray: image.draft("L", None)   # a colour JPEG stores its luma: the rest need not be unpacked
+                if math.prod(image.size) > MOST_PIXELS:
+                    raise Image.DecompressionBombError
+                if gray:
+                    image.draft(
+                        "L", None
+                    )  # a colour JPEG stores its luma: the rest need not be unpacked
                 pixels = _array(image)
-    except FileNotFoundError: raise ImageError(f"{printable(path)}: no such file") from None
+    except FileNotFoundError:
+        raise ImageError(f"{printable(path)}: no such file") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{printable(path)}: more than {MOST_PIXELS:,} pixels, and not unpacked for that; make it smaller, or raise spfpn.images.MOST_PIXELS") from None
-    except (OSError, ValueError, SyntaxError) as error: raise ImageError(f"{printable(path)}: not a readable image ({printable(error)})") from None
+        raise ImageError(
+            f"{printable(path)}: more than {MOST_PIXELS:,} pixels, and not unpacked for that; make it smaller, or raise spfpn.images.MOST_PIXELS"
+        ) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageError(f"{printable(path)}: not a readable image ({printable(error)})") from None
     tensor = torch.from_numpy(pixels)
     tensor = tensor[None] if tensor.dim() == 2 else tensor.permute(2, 0, 1).contiguous()
     return to_gray(tensor) if gray else tensor
 
+
 def to_gray(images: Tensor) -> Tensor:
     "Luma (ITU-R BT.601) of images [..., 3, H, W] as [..., 1, H, W]; grey ones as they are."
-    if images.shape[-3] == 1: return images
-    return (images * images.new_tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)).sum(-3, keepdim=True)
+    if images.shape[-3] == 1:
+        return images
+    return (images * images.new_tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)).sum(
+        -3, keepdim=True
+    )
 
 # %% ../nbs/02_images.ipynb #c09-dbefb946
 @dataclass(frozen=True)
 class ImageSet:
     "A named, ordered set of image files: `paths` and their `ids`."
+
     name: str
     paths: tuple[Path, ...]
     ids: tuple[str, ...]
 
-    def __len__(self) -> int: return len(self.paths)
+    def __len__(self) -> int:
+        return len(self.paths)
 
-    def load(self, i: int, size: tuple[int, int], mode: str = "cover", gray: bool = True) -> tuple[Tensor, Tensor]:
+    def load(
+        self, i: int, size: tuple[int, int], mode: str = "cover", gray: bool = True
+    ) -> tuple[Tensor, Tensor]:
         "Image `i` at `size`, [1, h, w] (or [C, h, w]), and the homography A [3, 3] from the file's pixels. Raises `ImageError`."
         image = read_image(self.paths[i], gray)
-        if math.prod(scaled_size(image.shape[-2:], size, mode)) > MOST_PIXELS: raise ImageError(f"{printable(self.paths[i])}: {image.shape[-1]}×{image.shape[-2]} is too thin to {mode} {size[1]}×{size[0]}")
+        if math.prod(scaled_size(image.shape[-2:], size, mode)) > MOST_PIXELS:
+            raise ImageError(
+                f"{printable(self.paths[i])}: {image.shape[-1]}×{image.shape[-2]} is too thin to {mode} {size[1]}×{size[0]}"
+            )
         return resize_image(image, size, mode)
 
-    def index(self) -> dict[str, int]: return {name: i for i, name in enumerate(self.ids)}
+    def index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.ids)}
 
 # %% ../nbs/02_images.ipynb #c10-6d37788f
 def _natural(path: Path) -> list:
     "A sort key that puts frame 10 after frame 9."
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.as_posix())]
+    return [
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", path.as_posix())
+    ]
+
 
 def find_images(folder: Path) -> list[Path]:
     "All image files under `folder`, by suffix, in natural order."
-    return sorted((p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()), key=lambda p: _natural(p.relative_to(folder)))
+    return sorted(
+        (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()),
+        key=lambda p: _natural(p.relative_to(folder)),
+    )
+
 
 def folder_images(folder: str | Path, limit: int = 0, name: str = "") -> ImageSet:
     "The images under a folder (recursive; frames in the order of their numbers). Raises `ImageError` when there is none."
     folder = Path(folder).expanduser()
-    if not folder.is_dir(): raise ImageError(f"{printable(folder)}: no such folder. Give a folder with {', '.join(SUFFIXES)} files (subfolders are searched), or images=samples")
-    paths = find_images(folder)[:limit or None]
-    if not paths: raise ImageError(f"{printable(folder)}: no image in it. Expected {', '.join(SUFFIXES)} files, at any depth")
-    return ImageSet(name or folder.resolve().name, tuple(paths), tuple(printable(p.relative_to(folder).as_posix()) for p in paths))
+    if not folder.is_dir():
+        raise ImageError(
+            f"{printable(folder)}: no such folder. Give a folder with {', '.join(SUFFIXES)} files (subfolders are searched), or images=samples"
+        )
+    paths = find_images(folder)[: limit or None]
+    if not paths:
+        raise ImageError(
+            f"{printable(folder)}: no image in it. Expected {', '.join(SUFFIXES)} files, at any depth"
+        )
+    return ImageSet(
+        name or folder.resolve().name,
+        tuple(paths),
+        tuple(printable(p.relative_to(folder).as_posix()) for p in paths),
+    )
 
 # %% ../nbs/02_images.ipynb #c12-f2c58307
-TRAIN_SAMPLES = ("astronaut.png", "brick.png", "chelsea.png", "coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg",
-                 "motorcycle_left.png", "motorcycle_right.png", "page.png", "rocket.jpg", "text.png")
+TRAIN_SAMPLES = (
+    "astronaut.png",
+    "brick.png",
+    "chelsea.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "page.png",
+    "rocket.jpg",
+    "text.png",
+)
 HELD_BACK = ("camera.png", "coffee.png", "clock_motion.png")
+
 
 def sample_images(names: tuple[str, ...] = TRAIN_SAMPLES, limit: int = 0) -> ImageSet:
     "Photographs inside scikit-image's wheel."
-    folder, names = Path(skimage.__file__).parent/"data", names[:limit or None]
-    missing = [n for n in names if not (folder/n).is_file()]
-    if missing: raise ImageError(f"{folder}: scikit-image's wheel lacks {', '.join(missing)}; install scikit-image again")
-    return ImageSet("samples", tuple(folder/n for n in names), names)
+    folder, names = Path(skimage.__file__).parent / "data", names[: limit or None]
+    missing = [n for n in names if not (folder / n).is_file()]
+    if missing:
+        raise ImageError(
+            f"{folder}: scikit-image's wheel lacks {', '.join(missing)}; install scikit-image again"
+        )
+    return ImageSet("samples", tuple(folder / n for n in names), names)
 
 # %% ../nbs/02_images.ipynb #c15-a4d8725c
 COCO_LAYOUT = """$DATA_DIR/COCO/train2017/*.jpg    (or train2014; val2017, val2014 for images=coco-val)
 Get it from cocodataset.org/#download (train images, 13–18 GB), unpack it there, and set DATA_DIR, or data_dir in settings.ini."""
 
+
 def data_folder(name: str, layout: str) -> Path:
     "`$DATA_DIR/name`, or an `ImageError` that says what was expected and how to get it."
     root = data_dir()
-    if root is None: raise ImageError(f"{name}: no data folder is set. Expected\n{layout}")
-    if not (root/name).is_dir(): raise ImageError(f"{root/name}: no such folder. Expected\n{layout}")
-    return root/name
+    if root is None:
+        raise ImageError(f"{name}: no data folder is set. Expected\n{layout}")
+    if not (root / name).is_dir():
+        raise ImageError(f"{root / name}: no such folder. Expected\n{layout}")
+    return root / name
+
 
 def coco_images(split: str = "train", limit: int = 0) -> ImageSet:
     "MS-COCO's photographs of one split, 2017 before 2014."
     folder = data_folder("COCO", COCO_LAYOUT)
     for year in ("2017", "2014"):
-        if (folder/f"{split}{year}").is_dir(): return folder_images(folder/f"{split}{year}", limit, name=f"coco-{split}{year}")
-    raise ImageError(f"{folder}: neither {split}2017 nor {split}2014 is in it. Expected\n{COCO_LAYOUT}")
+        if (folder / f"{split}{year}").is_dir():
+            return folder_images(folder / f"{split}{year}", limit, name=f"coco-{split}{year}")
+    raise ImageError(
+        f"{folder}: neither {split}2017 nor {split}2014 is in it. Expected\n{COCO_LAYOUT}"
+    )
+
 
 def open_images(spec: str = "samples", limit: int = 0) -> ImageSet:
     "The images a setting names: `samples`, `coco`, `coco-val`, or a folder (relative to the project's root). `limit` 0: all."
-    if spec == "samples": return sample_images(limit=limit)
-    if spec in ("coco", "coco-val"): return coco_images("train" if spec == "coco" else "val", limit)
-    return folder_images(project_root()/Path(spec).expanduser(), limit)
+    if spec == "samples":
+        return sample_images(limit=limit)
+    if spec in ("coco", "coco-val"):
+        return coco_images("train" if spec == "coco" else "val", limit)
+    return folder_images(project_root() / Path(spec).expanduser(), limit)
 
 # %% ../nbs/02_images.ipynb #c17c-97c39228
 @lru_cache(maxsize=None)
@@ -157,10 +244,18 @@ def _file_digest(path: Path, changed: int, length: int) -> bytes:
     "sha256 of a file that had this time and length."
     return hashlib.sha256(path.read_bytes()).digest()
 
+
 def _content(part: Path | Tensor | str) -> bytes:
-    if isinstance(part, Path): return _file_digest(part, part.stat().st_mtime_ns, part.stat().st_size)
-    data = part.encode() if isinstance(part, str) else f"{part.dtype} {tuple(part.shape)}".encode() + part.detach().cpu().contiguous().numpy().tobytes()
+    if isinstance(part, Path):
+        return _file_digest(part, part.stat().st_mtime_ns, part.stat().st_size)
+    data = (
+        part.encode()
+        if isinstance(part, str)
+        else f"{part.dtype} {tuple(part.shape)}".encode()
+        + part.detach().cpu().contiguous().numpy().tobytes()
+    )
     return hashlib.sha256(data).digest()
+
 
 def digest(*parts: Path | Tensor | str) -> str:
     "sha256 of the bytes of files, the numbers of tensors and texts, in their order: 16 hex digits."
@@ -171,11 +266,13 @@ def digest(*parts: Path | Tensor | str) -> str:
 @dataclass(frozen=True, eq=False)
 class Clip:
     "Images 1… of one scene: files, or tensors [C, H, W]. `kind`: frames."
+
     name: str
     kind: str
     images: tuple[Path | Tensor, ...]
 
-    def __len__(self) -> int: return len(self.images)
+    def __len__(self) -> int:
+        return len(self.images)
 
     def image(self, k: int) -> Tensor:
         "Image `k` (from 1), [C, H, W]."
@@ -187,76 +284,130 @@ class Clip:
         "Of the images' content."
         return digest(*self.images)
 
+
 @dataclass(frozen=True, eq=False)
 class PlanarSequence(Clip):
     "A clip with the homographies from its first image. `kind`: i (illumination) or v (viewpoint)."
-    homographies: tuple[Tensor, ...] = field(repr=False)     # 1 → 2, 1 → 3, …
+
+    homographies: tuple[Tensor, ...] = field(repr=False)  # 1 → 2, 1 → 3, …
 
     def homography(self, k: int) -> Tensor:
         "From image 1's pixels to image `k`'s: [3, 3] float64."
         return torch.eye(3, dtype=torch.float64) if k == 1 else self.homographies[k - 2]
 
+
 @dataclass(frozen=True)
 class SequenceSet:
     "A named set of sequences; name and digest stand in every result."
+
     name: str
     sequences: tuple[Clip, ...]
-    def __len__(self) -> int: return len(self.sequences)
-    def __iter__(self) -> Iterator[PlanarSequence]: return iter(self.sequences)
-    def pair_count(self) -> int: return sum(len(s) - 1 for s in self)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __iter__(self) -> Iterator[PlanarSequence]:
+        return iter(self.sequences)
+
+    def pair_count(self) -> int:
+        return sum(len(s) - 1 for s in self)
 
     @cached_property
     def digest(self) -> str:
         "Of the sequences' names, images and homographies."
-        return digest(*(part for s in self for part in (s.name, s.digest, *getattr(s, "homographies", ()))))
+        return digest(
+            *(part for s in self for part in (s.name, s.digest, *getattr(s, "homographies", ())))
+        )
 
 # %% ../nbs/02_images.ipynb #c19-99b6c541
 HPATCHES_LAYOUT = """FOLDER/{i_*,v_*}/{1..6}.ppm (or png, jpg) and H_1_2 … H_1_6 beside them
 HPatches' full sequences (hpatches-sequences-release, 1.3 GB; address in github.com/hpatches/hpatches-dataset) unpack to that: put them at $DATA_DIR/HPatches."""
 
+
 def read_homography(path: str | Path) -> Tensor:
     "The 3×3 matrix in a text file, [3, 3] float64. Raises `ImageError` naming the file when it is not 3×3, not finite or singular."
-    try: H = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except (OSError, ValueError, UnicodeDecodeError) as error: raise ImageError(f"{path}: no 3×3 matrix of numbers ({error})") from None
-    if H.shape != (3, 3): raise ImageError(f"{path}: the homography is {'×'.join(map(str, H.shape))}, not 3×3")
-    if not np.isfinite(H).all(): raise ImageError(f"{path}: the homography is not finite")
+    try:
+        H = np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise ImageError(f"{path}: no 3×3 matrix of numbers ({error})") from None
+    if H.shape != (3, 3):
+        raise ImageError(f"{path}: the homography is {'×'.join(map(str, H.shape))}, not 3×3")
+    if not np.isfinite(H).all():
+        raise ImageError(f"{path}: the homography is not finite")
     # singular to rounding, however the matrix is scaled
-    if np.linalg.svd(H / np.abs(H).max(), compute_uv=False)[-1] < 1e-12 if H.any() else True: raise ImageError(f"{path}: the homography is singular")
+    if np.linalg.svd(H / np.abs(H).max(), compute_uv=False)[-1] < 1e-12 if H.any() else True:
+        raise ImageError(f"{path}: the homography is singular")
     return torch.from_numpy(H)
 
+
 def _numbered(folder: Path, k: int) -> Path:
-    found = [folder/f"{k}{suffix}" for suffix in (".ppm", ".png", ".jpg", ".jpeg", ".pgm") if (folder/f"{k}{suffix}").is_file()]
-    if not found: raise ImageError(f"{folder}: image {k} is missing. Expected\n{HPATCHES_LAYOUT}")
+    found = [
+        folder / f"{k}{suffix}"
+        for suffix in (".ppm", ".png", ".jpg", ".jpeg", ".pgm")
+        if (folder / f"{k}{suffix}").is_file()
+    ]
+    if not found:
+        raise ImageError(f"{folder}: image {k} is missing. Expected\n{HPATCHES_LAYOUT}")
     return found[0]
 
+
 def _read_sequence(folder: Path) -> PlanarSequence:
-    homographies = [path for k in range(2, 7) if (path := folder/f"H_1_{k}").is_file()]
-    if not homographies: raise ImageError(f"{folder}: no H_1_2 … H_1_6 in it. Expected\n{HPATCHES_LAYOUT}")
+    homographies = [path for k in range(2, 7) if (path := folder / f"H_1_{k}").is_file()]
+    if not homographies:
+        raise ImageError(f"{folder}: no H_1_2 … H_1_6 in it. Expected\n{HPATCHES_LAYOUT}")
     count = int(homographies[-1].name[4:])
     images = tuple(_numbered(folder, k) for k in range(1, count + 1))
-    return PlanarSequence(folder.name, folder.name[0], images, tuple(read_homography(folder/f"H_1_{k}") for k in range(2, count + 1)))
+    return PlanarSequence(
+        folder.name,
+        folder.name[0],
+        images,
+        tuple(read_homography(folder / f"H_1_{k}") for k in range(2, count + 1)),
+    )
+
 
 def planar_sequences(folder: str | Path, limit: int = 0, name: str = "") -> SequenceSet:
     "The sequences `i_*`, `v_*` of a folder in HPatches' layout. Raises `ImageError` when there is none or a file is amiss."
     folder = Path(folder).expanduser()
-    found = sorted(p for p in folder.glob("[iv]_*") if p.is_dir())[:limit or None]
-    if not found: raise ImageError(f"{folder}: {'no sequence i_* or v_* in it' if folder.is_dir() else 'no such folder'}. Expected\n{HPATCHES_LAYOUT}")
+    found = sorted(p for p in folder.glob("[iv]_*") if p.is_dir())[: limit or None]
+    if not found:
+        raise ImageError(
+            f"{folder}: {'no sequence i_* or v_* in it' if folder.is_dir() else 'no such folder'}. Expected\n{HPATCHES_LAYOUT}"
+        )
     return SequenceSet(name or folder.resolve().name, tuple(map(_read_sequence, found)))
 
+
 # glue-factory leaves these out for their size: 108 sequences, 540 pairs
-LARGE = ("i_contruction", "i_crownnight", "i_dc", "i_pencils", "i_whitebuilding", "v_artisans", "v_astronautis", "v_talent")
+LARGE = (
+    "i_contruction",
+    "i_crownnight",
+    "i_dc",
+    "i_pencils",
+    "i_whitebuilding",
+    "v_artisans",
+    "v_astronautis",
+    "v_talent",
+)
+
 
 def hpatches(limit: int = 0, small: bool = False) -> SequenceSet:
     "HPatches' sequences under `$DATA_DIR`; `small`: without the eight of `LARGE`, and under the name HPatches-108."
     whole = planar_sequences(data_folder("HPatches", HPATCHES_LAYOUT), name="HPatches")
-    chosen = [s for s in whole if not (small and s.name in LARGE)][:limit or None]
+    chosen = [s for s in whole if not (small and s.name in LARGE)][: limit or None]
     return SequenceSet("HPatches-108" if small else "HPatches", tuple(chosen))
 
 # %% ../nbs/02_images.ipynb #c22-83669dcf
 def _exposed(image: Tensor, generator: torch.Generator) -> Tensor:
     "The image under another gain and gamma, with sensor noise (σ .01)."
-    gain, gamma = torch.rand(2, generator=generator).mul(torch.tensor([0.9, 1.0])).add(torch.tensor([0.5, 0.5])).tolist()
-    return ((gain * image) ** gamma + 0.01 * torch.randn(image.shape, generator=generator)).clamp(0, 1)
+    gain, gamma = (
+        torch.rand(2, generator=generator)
+        .mul(torch.tensor([0.9, 1.0]))
+        .add(torch.tensor([0.5, 0.5]))
+        .tolist()
+    )
+    return ((gain * image) ** gamma + 0.01 * torch.randn(image.shape, generator=generator)).clamp(
+        0, 1
+    )
+
 
 def mirrored_warp(image: Tensor, H: Tensor) -> Tensor:
     "An image [C, H, W] carried through H [3, 3], with its mirror image around it: black corners would be keypoints to every detector."
@@ -265,59 +416,107 @@ def mirrored_warp(image: Tensor, H: Tensor) -> Tensor:
     mirrored = torch.nn.functional.pad(image[None], (margin,) * 4, mode="reflect")
     return warp_image(mirrored, H @ translation(-margin, -margin), size)[0].clamp(0, 1)
 
-def _photo_sequences(name: str, image: Tensor, generator: torch.Generator) -> tuple[PlanarSequence, PlanarSequence]:
+
+def _photo_sequences(
+    name: str, image: Tensor, generator: torch.Generator
+) -> tuple[PlanarSequence, PlanarSequence]:
     size, views = tuple(image.shape[-2:]), 5
     exposures = tuple(_exposed(image, generator) for _ in range(views))
     Hs = tuple(sample_homography(size, generator, min_overlap=0.6) for _ in range(views))
     warps = tuple(mirrored_warp(image, H) for H in Hs)
     eye = tuple(torch.eye(3, dtype=torch.float64) for _ in range(views))
-    return PlanarSequence(f"i_{name}", "i", (image, *exposures), eye), PlanarSequence(f"v_{name}", "v", (image, *warps), Hs)
+    return PlanarSequence(f"i_{name}", "i", (image, *exposures), eye), PlanarSequence(
+        f"v_{name}", "v", (image, *warps), Hs
+    )
+
 
 def held_back(ids, share: float = 0.1) -> list[str]:
     "The `share` of image ids (one at least) that training never sees: chosen by the ids alone, whatever their order and the seed."
     by_chance = sorted(set(ids), key=lambda name: zlib.crc32(name.encode()))
-    return by_chance[:max(1, round(share * len(by_chance)))]
+    return by_chance[: max(1, round(share * len(by_chance)))]
 
-def warped_images(images: ImageSet, names: tuple[str, ...], limit: int = 0, size: tuple[int, int] = (480, 640), seed: int = 0) -> SequenceSet:
+
+def warped_images(
+    images: ImageSet,
+    names: tuple[str, ...],
+    limit: int = 0,
+    size: tuple[int, int] = (480, 640),
+    seed: int = 0,
+) -> SequenceSet:
     "The images of those ids at `size` under known exposure changes and homographies: two sequences an image, the same for the same seed."
     place, generator = images.index(), torch.Generator().manual_seed(seed)
-    names = names[:math.ceil(limit / 2) if limit else None]
-    made = [s for name in names for s in _photo_sequences(Path(name).with_suffix("").as_posix(), images.load(place[name], size)[0], generator)]
-    return SequenceSet(f"warped-{images.name}", tuple(made[:limit or None]))
+    names = names[: math.ceil(limit / 2) if limit else None]
+    made = [
+        s
+        for name in names
+        for s in _photo_sequences(
+            Path(name).with_suffix("").as_posix(), images.load(place[name], size)[0], generator
+        )
+    ]
+    return SequenceSet(f"warped-{images.name}", tuple(made[: limit or None]))
 
-def warped_samples(limit: int = 0, size: tuple[int, int] = (480, 640), seed: int = 0) -> SequenceSet:
+
+def warped_samples(
+    limit: int = 0, size: tuple[int, int] = (480, 640), seed: int = 0
+) -> SequenceSet:
     "`warped_images` of the held-back samples."
     return warped_images(sample_images(HELD_BACK), HELD_BACK, limit, size, seed)
 
-MOST_WARPED = 20   # photographs of a folder: 200 pairs
+
+MOST_WARPED = 20  # photographs of a folder: 200 pairs
+
 
 def readable(images: ImageSet, name: str) -> bool:
     "Whether the image of that id can be loaded."
-    try: images.load(images.index()[name], (480, 640))
-    except ImageError: return False
+    try:
+        images.load(images.index()[name], (480, 640))
+    except ImageError:
+        return False
     return True
 
-def warped_folder(folder: str | Path, limit: int = 0, share: float = 0.1, of: int = 0) -> SequenceSet:
+
+def warped_folder(
+    folder: str | Path, limit: int = 0, share: float = 0.1, of: int = 0
+) -> SequenceSet:
     "`warped_images` of up to `MOST_WARPED` photographs of a folder that can be read, among those that a training on `of` of them (0: all) with `val_share=share` holds back."
     images = folder_images(folder, of)
-    names = islice((name for name in held_back(images.ids, share) if readable(images, name)), MOST_WARPED)
+    names = islice(
+        (name for name in held_back(images.ids, share) if readable(images, name)), MOST_WARPED
+    )
     return warped_images(images, tuple(names), limit)
 
-def open_sequences(spec: str = "auto", limit: int = 0, share: float = 0.1, of: int = 0) -> SequenceSet:
+
+def open_sequences(
+    spec: str = "auto", limit: int = 0, share: float = 0.1, of: int = 0
+) -> SequenceSet:
     "The sequences a setting names: `warped-samples`, `warped:FOLDER` (photographs, of which, or of the first `of`, training holds back `share`), `hpatches`, `hpatches-108`, a folder in HPatches' layout, or `auto`: HPatches when it is there, else warped samples."
-    if spec == "auto": spec = "hpatches" if data_dir() and (data_dir()/"HPatches").is_dir() else "warped-samples"
-    if spec == "warped-samples": return warped_samples(limit)
-    if spec.startswith("warped:"): return warped_folder(project_root()/Path(spec.removeprefix("warped:")).expanduser(), limit, share, of)
-    if spec in ("hpatches", "hpatches-108"): return hpatches(limit, small=spec == "hpatches-108")
-    return planar_sequences(project_root()/Path(spec).expanduser(), limit)
+    if spec == "auto":
+        spec = "hpatches" if data_dir() and (data_dir() / "HPatches").is_dir() else "warped-samples"
+    if spec == "warped-samples":
+        return warped_samples(limit)
+    if spec.startswith("warped:"):
+        return warped_folder(
+            project_root() / Path(spec.removeprefix("warped:")).expanduser(), limit, share, of
+        )
+    if spec in ("hpatches", "hpatches-108"):
+        return hpatches(limit, small=spec == "hpatches-108")
+    return planar_sequences(project_root() / Path(spec).expanduser(), limit)
 
 # %% ../nbs/02_images.ipynb #c27-11639c3b
 def open_clips(folder: str | Path) -> SequenceSet:
     "The frames of a folder, and of each of its subfolders, as clips in the order of their numbers. Raises `ImageError` without two frames in one folder."
-    folder = project_root()/Path(folder).expanduser()
+    folder = project_root() / Path(folder).expanduser()
     frames = folder_images(folder)
     clips = {}
-    for path in frames.paths: clips.setdefault(path.parent, []).append(path)
-    made = tuple(Clip("/".join(part.relative_to(folder).parts) or frames.name, "frames", tuple(paths)) for part, paths in clips.items() if len(paths) > 1)
-    if not made: raise ImageError(f"{folder}: no two frames in one folder. Expected {', '.join(SUFFIXES)} files that follow each other")
+    for path in frames.paths:
+        clips.setdefault(path.parent, []).append(path)
+    made = tuple(
+        Clip("/".join(part.relative_to(folder).parts) or frames.name, "frames", tuple(paths))
+        for part, paths in clips.items()
+        if len(paths) > 1
+    )
+    if not made:
+        raise ImageError(
+            f"{folder}: no two frames in one folder. Expected {', '.join(SUFFIXES)} files that follow each other"
+        )
     return SequenceSet(frames.name, made)

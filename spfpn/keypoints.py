@@ -23,20 +23,29 @@ __all__ = ['Keypoints', 'local_maxima', 'Selection', 'extract', 'select_points',
 @dataclass(frozen=True)
 class Keypoints:
     "`xy` [N, 2] pixels (x, y), `scores` [N], `descriptors` [N, D] or None."
+
     xy: Tensor
     scores: Tensor
     descriptors: Tensor | None = None
 
     def __post_init__(self):
         if self.xy.dim() != 2 or self.xy.shape[1] != 2 or self.scores.shape != self.xy.shape[:1]:
-            raise ValueError(f"keypoints need xy [N, 2] and scores [N], got {tuple(self.xy.shape)} and {tuple(self.scores.shape)}")
-        if self.descriptors is not None and len(self.descriptors) != len(self.xy): raise ValueError(f"{len(self.descriptors)} descriptors for {len(self.xy)} keypoints")
+            raise ValueError(
+                f"keypoints need xy [N, 2] and scores [N], got {tuple(self.xy.shape)} and {tuple(self.scores.shape)}"
+            )
+        if self.descriptors is not None and len(self.descriptors) != len(self.xy):
+            raise ValueError(f"{len(self.descriptors)} descriptors for {len(self.xy)} keypoints")
 
-    def __len__(self) -> int: return len(self.xy)
+    def __len__(self) -> int:
+        return len(self.xy)
 
     def select(self, index: Tensor) -> Keypoints:
         "Those at an index tensor or under a boolean mask, in that order."
-        return Keypoints(self.xy[index], self.scores[index], None if self.descriptors is None else self.descriptors[index])
+        return Keypoints(
+            self.xy[index],
+            self.scores[index],
+            None if self.descriptors is None else self.descriptors[index],
+        )
 
     def top(self, n: int) -> Keypoints:
         "The best `n` by score, best first; equal scores keep their order."
@@ -44,7 +53,10 @@ class Keypoints:
 
     def to_cv2(self, size: float = 10.0) -> list[cv2.KeyPoint]:
         "The same as OpenCV's keypoints, in this order: upright, `size` px across (what OpenCV's descriptors take their window from); `response` is the score."
-        return [cv2.KeyPoint(x, y, size, 0, score) for (x, y), score in zip(self.xy.tolist(), self.scores.tolist())]
+        return [
+            cv2.KeyPoint(x, y, size, 0, score)
+            for (x, y), score in zip(self.xy.tolist(), self.scores.tolist())
+        ]
 
     def to_lafs(self, scale: float = 16.0) -> Tensor:
         "The same as kornia's local affine frames [1, N, 2, 3]: upright, reaching `scale` px from each point, so that a patch of 2·`scale` pixels has the image's own resolution."
@@ -69,6 +81,7 @@ def local_maxima(scores: Tensor, radius: int) -> tuple[Tensor, Tensor]:
 @dataclass(frozen=True)
 class Selection:
     "How keypoints are chosen: at most `max_keypoints`, local maxima within `nms_radius` px, score above `threshold`, at least `border` px from the edge."
+
     max_keypoints: int = 1000
     nms_radius: int = 4
     threshold: float = 0.0
@@ -77,27 +90,41 @@ class Selection:
 
     def __post_init__(self):
         for name in ("max_keypoints", "nms_radius", "border", "threshold"):
-            if not getattr(self, name) >= 0: raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative")
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative")
 
 # %% ../nbs/04_keypoints.ipynb #c13-bde01f4c
 def _refine(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
     "Offsets [N, 2] (x, y) of the tops of parabolas through log-scores [H, W] at peaks (y, x)."
     h, w = scores.shape
-    def log(y, x): return scores[y.clamp(0, h - 1), x.clamp(0, w - 1)].clamp_min(1e-8).log()
+
+    def log(y, x):
+        return scores[y.clamp(0, h - 1), x.clamp(0, w - 1)].clamp_min(1e-8).log()
+
     def top(before, at, after):
         curve = before - 2 * at + after
         return torch.where(curve < 0, (before - after) / (2 * curve), 0).clamp(-0.5, 0.5)
+
     at = log(y, x)
-    return torch.stack((top(log(y, x - 1), at, log(y, x + 1)), top(log(y - 1, x), at, log(y + 1, x))), -1)
+    return torch.stack(
+        (top(log(y, x - 1), at, log(y, x + 1)), top(log(y - 1, x), at, log(y + 1, x))), -1
+    )
+
 
 def _choose(scores: Tensor, selection: Selection) -> Keypoints:
     "The keypoints of one score map [H, W], best first."
     y, x = local_maxima(scores, selection.nms_radius)
     xy, values = torch.stack((x, y), -1).float(), scores[y, x]
-    best = Keypoints(xy, values).select(inside(xy, scores.shape, selection.border) & (values > selection.threshold)).top(selection.max_keypoints)
-    if not selection.subpixel: return best
+    best = (
+        Keypoints(xy, values)
+        .select(inside(xy, scores.shape, selection.border) & (values > selection.threshold))
+        .top(selection.max_keypoints)
+    )
+    if not selection.subpixel:
+        return best
     x, y = best.xy.long().unbind(-1)
     return replace(best, xy=best.xy + _refine(scores, y, x))
+
 
 def extract(scores: Tensor, selection: Selection = Selection()) -> list[Keypoints]:
     "Keypoints of each score map of a batch [B, 1, H, W], best first, on the processor; scores must be positive where a keypoint may be."
@@ -109,45 +136,67 @@ def select_points(points: Keypoints, size: tuple[int, int], selection: Selection
 
     Scores may be of any sign and scale: `threshold` compares them as they are.
     """
-    points = points.select(inside(points.xy, size) & (points.scores > selection.threshold)).top(len(points))
-    if len(points) == 0: return points
+    points = points.select(inside(points.xy, size) & (points.scores > selection.threshold)).top(
+        len(points)
+    )
+    if len(points) == 0:
+        return points
     x, y = points.xy.round().long().unbind(-1)
     # ranks in place of scores: positive, and distinct wherever scores are
     rank = torch.arange(len(points), 0, -1, dtype=torch.float32)
-    grid = torch.zeros(size[0] * size[1]).scatter_reduce(0, y * size[1] + x, rank, "amax")  # the best point of a pixel
+    grid = torch.zeros(size[0] * size[1]).scatter_reduce(
+        0, y * size[1] + x, rank, "amax"
+    )  # the best point of a pixel
     grid = grid.reshape(size)
-    kept = points.select((len(points) - grid[local_maxima(grid, selection.nms_radius)]).long().sort().values)
+    kept = points.select(
+        (len(points) - grid[local_maxima(grid, selection.nms_radius)]).long().sort().values
+    )
     # the border last, as in `extract`: a point there still suppresses its neighbours
     return kept.select(inside(kept.xy, size, selection.border)).top(selection.max_keypoints)
 
 # %% ../nbs/04_keypoints.ipynb #c19-c17c0b60
 class Detector(Protocol):
     "Anything with a `name` and a `selection` that finds keypoints."
+
     name: str
     selection: Selection
-    version: str = ""   # of the weights or the code that its keypoints come from; empty: unknown, so nothing of it is kept
+    version: str = ""  # of the weights or the code that its keypoints come from; empty: unknown, so nothing of it is kept
+
     def detect(self, images: Tensor) -> list[Keypoints]:
         "Keypoints of each image of a batch [B, C, H, W] in [0, 1], best first."
         ...
+
 
 @contextmanager
 def torch_threads(count: int | None):
     "PyTorch on so many threads, and then again on as many as before. None: nothing changes."
     before = torch.get_num_threads()
-    if count: torch.set_num_threads(count)
-    try: yield
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
     finally:
-        if count: torch.set_num_threads(before)
+        if count:
+            torch.set_num_threads(before)
+
 
 class MapDetector:
     "A detector by way of a score map: subclasses give `name` and `scores(images [B, C, H, W]) -> [B, 1, H, W]`."
+
     name: str
     version: str = ""
-    threads: int | None = None   # of PyTorch while it detects; None: all that PyTorch has
-    def __init__(self, selection: Selection = Selection()): self.selection = selection
-    def scores(self, images: Tensor) -> Tensor: raise NotImplementedError
+    threads: int | None = None  # of PyTorch while it detects; None: all that PyTorch has
+
+    def __init__(self, selection: Selection = Selection()):
+        self.selection = selection
+
+    def scores(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def points(self, scores: Tensor) -> list[Keypoints]:
         "Keypoints from score maps [B, 1, H, W] by `selection`."
         return extract(scores.cpu(), self.selection)
+
     @torch.inference_mode()
-    def detect(self, images: Tensor) -> list[Keypoints]: return self.points(self.scores(images))
+    def detect(self, images: Tensor) -> list[Keypoints]:
+        return self.points(self.scores(images))

@@ -22,7 +22,19 @@ from .images import ImageError, ImageSet, digest, open_images, readable
 from .keypoints import Keypoints, Selection
 from .masks import blob_mask
 from .model import StudentDetector
-from .settings import Settings, SettingsError, agreed, ahead, alone, everyones, in_turn, pick_device, rank, ranks, replacing
+from spfpn.settings import (
+    Settings,
+    SettingsError,
+    agreed,
+    ahead,
+    alone,
+    everyones,
+    in_turn,
+    pick_device,
+    rank,
+    ranks,
+    replacing,
+)
 from .teachers import Matcher, Teacher
 
 # %% auto #0
@@ -31,44 +43,76 @@ __all__ = ['GROUP', 'GROUPS_KEPT', 'POINTS', 'ERODE', 'VOTES', 'VOTE_SIGMA', 'FA
            'make_labels', 'make_pairs']
 
 # %% ../nbs/06_labels.ipynb #c05-a4794d8c
-GROUP, GROUPS_KEPT = 8, 1024   # rows that are read together; how many such groups stay in memory: some 30 MB of them, with 250 points a row
+GROUP, GROUPS_KEPT = (
+    8,
+    1024,
+)  # rows that are read together; how many such groups stay in memory: some 30 MB of them, with 250 points a row
 POINTS = ("x", "y", "score", "x1", "y1", "score1")
+
 
 class LabelError(ValueError):
     "A label store cannot be used as asked; the message names its folder."
+
 
 def _read(shard: Path, columns: list[str] | None = None, group: int | None = None) -> pa.Table:
     "The rows of a shard, or of one of its groups. Raises `LabelError` when it is not whole."
     try:
         file = pq.ParquetFile(shard, page_checksum_verification=True)
-        return file.read(columns, use_threads=False) if group is None else file.read_row_group(group, columns, use_threads=False)
-    except (OSError, pa.ArrowException) as error: raise LabelError(f"{shard}: not a whole shard of labels ({str(error).splitlines()[0]}). Delete it, and the next run labels its images again") from None
+        return (
+            file.read(columns, use_threads=False)
+            if group is None
+            else file.read_row_group(group, columns, use_threads=False)
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise LabelError(
+            f"{shard}: not a whole shard of labels ({str(error).splitlines()[0]}). Delete it, and the next run labels its images again"
+        ) from None
+
 
 def _points_as_float32(table: pa.Table) -> pa.Table:
     "Coordinates and scores with the type that they were computed in; a list that is empty in every row has none of its own."
-    return table.cast(pa.schema([f.with_type(pa.list_(pa.float32())) if f.name in POINTS else f for f in table.schema]))
+    return table.cast(
+        pa.schema(
+            [f.with_type(pa.list_(pa.float32())) if f.name in POINTS else f for f in table.schema]
+        )
+    )
+
 
 class LabelStore:
     "Rows in parquet shards of a folder; a row's `id` is its image's."
+
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._group = lru_cache(GROUPS_KEPT)(lambda shard, group: _read(shard, group=group))
 
     @property
-    def shards(self) -> list[Path]: return sorted(self.folder.glob("part-*.parquet"))
+    def shards(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
 
     def settings(self) -> dict | None:
         "What the store was made with; None when it is empty."
-        if not self.shards: return None
-        try: return dict(json.loads((pq.read_schema(self.shards[0]).metadata or {})[b"spfpn"]))
-        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error: raise LabelError(f"{self.shards[0]}: not a shard of labels ({str(error).splitlines()[0]})") from None
+        if not self.shards:
+            return None
+        try:
+            return dict(json.loads((pq.read_schema(self.shards[0]).metadata or {})[b"spfpn"]))
+        except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
+            raise LabelError(
+                f"{self.shards[0]}: not a shard of labels ({str(error).splitlines()[0]})"
+            ) from None
 
     def check(self, settings: dict):
         "Raise `LabelError` unless the store is empty or was made with `settings`."
         made = self.settings()
-        if made is None or made == settings: return
-        differing = ", ".join(f"{k}: {made.get(k)!r}, now {settings.get(k)!r}" for k in sorted({*made, *settings}) if made.get(k) != settings.get(k))
-        raise LabelError(f"{self.folder}: was made with other settings ({differing}). Choose another folder, or delete this one")
+        if made is None or made == settings:
+            return
+        differing = ", ".join(
+            f"{k}: {made.get(k)!r}, now {settings.get(k)!r}"
+            for k in sorted({*made, *settings})
+            if made.get(k) != settings.get(k)
+        )
+        raise LabelError(
+            f"{self.folder}: was made with other settings ({differing}). Choose another folder, or delete this one"
+        )
 
     @property
     def next_number(self) -> int:
@@ -77,9 +121,19 @@ class LabelStore:
 
     def append(self, rows: list[dict], settings: dict, number: int | None = None):
         "Write one more shard, atomically: the one of that number, or the next."
-        table = _points_as_float32(pa.Table.from_pylist(rows)).replace_schema_metadata({b"spfpn": json.dumps(settings).encode()})
-        with replacing(self.folder/f"part-{self.next_number if number is None else number:05d}.parquet") as beside:
-            pq.write_table(table, beside, row_group_size=GROUP, use_dictionary=["id", "teacher"], write_page_checksum=True)
+        table = _points_as_float32(pa.Table.from_pylist(rows)).replace_schema_metadata(
+            {b"spfpn": json.dumps(settings).encode()}
+        )
+        with replacing(
+            self.folder / f"part-{self.next_number if number is None else number:05d}.parquet"
+        ) as beside:
+            pq.write_table(
+                table,
+                beside,
+                row_group_size=GROUP,
+                use_dictionary=["id", "teacher"],
+                write_page_checksum=True,
+            )
         self.__dict__.pop("_index", None)
 
     def stream(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -87,7 +141,10 @@ class LabelStore:
         schema = None
         for shard in self.shards:
             table = _read(shard, columns)
-            if table.schema != (schema := schema or table.schema): raise LabelError(f"{shard}: its columns are not those of {self.shards[0].name}. Delete it, and the next run labels its images again")
+            if table.schema != (schema := schema or table.schema):
+                raise LabelError(
+                    f"{shard}: its columns are not those of {self.shards[0].name}. Delete it, and the next run labels its images again"
+                )
             yield table
 
     @cached_property
@@ -95,51 +152,79 @@ class LabelStore:
         "The shards; and a line for each group of rows: the number of its first row, its shard, its place in there."
         shards, lines, rows = self.shards, [], 0
         for s, shard in enumerate(shards):
-            try: about = pq.read_metadata(shard)
-            except (OSError, pa.ArrowException): _read(shard); raise   # its own words for a shard that is not whole
-            for group in range(about.num_row_groups): lines.append((rows, s, group)); rows += about.row_group(group).num_rows
+            try:
+                about = pq.read_metadata(shard)
+            except (OSError, pa.ArrowException):
+                _read(shard)
+                raise  # its own words for a shard that is not whole
+            for group in range(about.num_row_groups):
+                lines.append((rows, s, group))
+                rows += about.row_group(group).num_rows
         return shards, np.array([*lines, (rows, len(shards), 0)])
 
-    def __len__(self) -> int: return int(self._index[1][-1, 0])
+    def __len__(self) -> int:
+        return int(self._index[1][-1, 0])
 
     def row(self, i: int) -> dict:
         "Row `i`, from 0."
-        if not 0 <= i < len(self): raise IndexError(f"{self.folder}: row {i} of {len(self)}")
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.folder}: row {i} of {len(self)}")
         shards, lines = self._index
         first, shard, group = lines[np.searchsorted(lines[:, 0], i, side="right") - 1].tolist()
         return self._group(shards[shard], group).slice(int(i) - first, 1).to_pylist()[0]
 
     @property
-    def ids(self) -> list[str]: return [name for table in self.stream(["id"]) for name in table["id"].to_pylist()]
+    def ids(self) -> list[str]:
+        return [name for table in self.stream(["id"]) for name in table["id"].to_pylist()]
 
     def summary(self) -> pd.DataFrame:
         "A line a row without its points, of which `points` is the number."
-        def plain(table): return table.drop_columns([f.name for f in table.schema if pa.types.is_list(f.type)]).append_column("points", pc.list_value_length(table["score"]))
+
+        def plain(table):
+            return table.drop_columns(
+                [f.name for f in table.schema if pa.types.is_list(f.type)]
+            ).append_column("points", pc.list_value_length(table["score"]))
+
         return pa.concat_tables(map(plain, self.stream())).to_pandas()
 
     @property
     def table(self) -> pa.Table:
         "All rows, in memory. Raises `LabelError` when there is none."
-        if not self.shards: raise LabelError(f"{self.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb")
+        if not self.shards:
+            raise LabelError(
+                f"{self.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb"
+            )
         return pa.concat_tables(self.stream())
 
     def frame(self) -> pd.DataFrame:
         "All rows, in memory."
         return self.table.to_pandas()
 
+
 def points_of(row: dict, suffix: str = "") -> Tensor:
     "The points [N, 2] in a row's columns x and y (x1, y1 with suffix 1)."
-    return torch.from_numpy(np.stack([row["x" + suffix], row["y" + suffix]], -1).astype(np.float32).reshape(-1, 2))
+    return torch.from_numpy(
+        np.stack([row["x" + suffix], row["y" + suffix]], -1).astype(np.float32).reshape(-1, 2)
+    )
 
 # %% ../nbs/06_labels.ipynb #c07-a513e386
-def _images(images: ImageSet, block: list[int], size, mode: str, skipped: dict, workers: int) -> Iterator[tuple[str, Tensor]]:
+def _images(
+    images: ImageSet, block: list[int], size, mode: str, skipped: dict, workers: int
+) -> Iterator[tuple[str, Tensor]]:
     "The readable images of a block with their ids; the others go into `skipped`."
+
     def load(i):
-        try: return images.load(i, size, mode)[0]
-        except ImageError as error: return error
+        try:
+            return images.load(i, size, mode)[0]
+        except ImageError as error:
+            return error
+
     for i, image in zip(block, ahead(load, block, workers)):
-        if isinstance(image, ImageError): skipped[images.ids[i]] = str(image)
-        else: yield images.ids[i], image
+        if isinstance(image, ImageError):
+            skipped[images.ids[i]] = str(image)
+        else:
+            yield images.ids[i], image
+
 
 def _batches(pairs: Iterator[tuple[str, Tensor]], batch: int) -> Iterator[tuple[list[str], Tensor]]:
     "Batches of equal shape: with `fit`, sizes differ from image to image."
@@ -148,79 +233,193 @@ def _batches(pairs: Iterator[tuple[str, Tensor]], batch: int) -> Iterator[tuple[
         if tensors and (len(tensors) == batch or image.shape != tensors[0].shape):
             yield ids, torch.stack(tensors)
             ids, tensors = [], []
-        ids.append(name); tensors.append(image)
-    if tensors: yield ids, torch.stack(tensors)
+        ids.append(name)
+        tensors.append(image)
+    if tensors:
+        yield ids, torch.stack(tensors)
+
 
 def _witness(store: LabelStore, images: ImageSet) -> list[str]:
     "An image that a store has labels of (the first that can be read, while it has none), and the digest of its file: in another folder of the same name it is another one."
     made, place = store.settings(), images.index()
-    name, known = made["witness"] if made else (next((name for name in images.ids if readable(images, name)), images.ids[0]), "")
-    try: return [name, digest(images.paths[place[name]])]
-    except (KeyError, OSError): return [name, known]   # it is there no longer
+    name, known = (
+        made["witness"]
+        if made
+        else (next((name for name in images.ids if readable(images, name)), images.ids[0]), "")
+    )
+    try:
+        return [name, digest(images.paths[place[name]])]
+    except (KeyError, OSError):
+        return [name, known]  # it is there no longer
 
-def _to_do(store: LabelStore, images: ImageSet, settings: dict, shard: int) -> tuple[list[list[int]], int]:
+
+def _to_do(
+    store: LabelStore, images: ImageSet, settings: dict, shard: int
+) -> tuple[list[list[int]], int]:
     "The images whose rows are not in the store yet, in blocks of `shard`, and the number of the first block's shard. Raises `LabelError`."
     store.check(settings)
     done = set(store.ids)
     todo = [i for i, name in enumerate(images.ids) if name not in done]
-    return [todo[k:k + shard] for k in range(0, len(todo), shard)], store.next_number
+    return [todo[k : k + shard] for k in range(0, len(todo), shard)], store.next_number
 
-def fill(store: LabelStore, images: ImageSet, settings: dict, work: Callable[[list[str], Tensor], list[dict]], *,
-         size: tuple[int, int], mode: str = "cover", batch: int = 1, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
+
+def fill(
+    store: LabelStore,
+    images: ImageSet,
+    settings: dict,
+    work: Callable[[list[str], Tensor], list[dict]],
+    *,
+    size: tuple[int, int],
+    mode: str = "cover",
+    batch: int = 1,
+    shard: int = 64,
+    workers: int = 2,
+    progress: bool = True,
+) -> LabelStore:
     """Run `work(ids, images [B, 1, H, W]) -> rows` over the images whose rows are not in the store yet, a shard for each `shard` of them. The processes of a run share the shards.
 
     `work` gives one or more rows for each image; those of one image always share a shard. Raises `LabelError`, and `ImageError` when no image can be read.
     """
-    if "witness" in (store.settings() or dict(witness="")): settings = settings | dict(witness=_witness(store, images))   # stores from before it had one do without
+    if "witness" in (store.settings() or dict(witness="")):
+        settings = settings | dict(
+            witness=_witness(store, images)
+        )  # stores from before it had one do without
     blocks, first = agreed(lambda: _to_do(store, images, settings, shard))
     skipped, done = {}, len(images) - sum(map(len, blocks))
-    with tqdm(total=len(images), initial=done, unit="image", desc=store.folder.name, disable=not progress or rank() > 0) as bar:
+    with tqdm(
+        total=len(images),
+        initial=done,
+        unit="image",
+        desc=store.folder.name,
+        disable=not progress or rank() > 0,
+    ) as bar:
         for number in range(rank(), len(blocks), ranks()):
             rows = []
-            for ids, tensors in _batches(_images(images, blocks[number], size, mode, skipped, workers), batch):
+            for ids, tensors in _batches(
+                _images(images, blocks[number], size, mode, skipped, workers), batch
+            ):
                 rows += work(ids, tensors)
-                bar.update(min(len(ids) * ranks(), bar.total - bar.n))   # the others are as fast, as far as this one knows
-            if rows: store.append(rows, settings, first + number)
+                bar.update(
+                    min(len(ids) * ranks(), bar.total - bar.n)
+                )  # the others are as fast, as far as this one knows
+            if rows:
+                store.append(rows, settings, first + number)
     skipped = {name: why for part in everyones(skipped) for name, why in part.items()}
+
     def conclude():
-        with replacing(store.folder/"skipped.json") as beside: beside.write_text(json.dumps(skipped, indent=1))
-        if not len(store): raise ImageError(f"{images.name}: none of its {len(images)} images can be read. The first: {next(iter(skipped.values()), 'no image at all')}")
+        with replacing(store.folder / "skipped.json") as beside:
+            beside.write_text(json.dumps(skipped, indent=1))
+        if not len(store):
+            raise ImageError(
+                f"{images.name}: none of its {len(images)} images can be read. The first: {next(iter(skipped.values()), 'no image at all')}"
+            )
+
     agreed(conclude)
-    store.__dict__.pop("_index", None)   # the others have written, too
+    store.__dict__.pop("_index", None)  # the others have written, too
     return store
+
 
 def skipped_images(store: LabelStore) -> dict[str, str]:
     "Images that the last run could not read, with the reason."
-    path = store.folder/"skipped.json"
+    path = store.folder / "skipped.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 # %% ../nbs/06_labels.ipynb #c09-f57504fb
-def _columns(points: Keypoints) -> dict: return dict(x=points.xy[:, 0].tolist(), y=points.xy[:, 1].tolist(), score=points.scores.tolist())
+def _columns(points: Keypoints) -> dict:
+    return dict(
+        x=points.xy[:, 0].tolist(), y=points.xy[:, 1].tolist(), score=points.scores.tolist()
+    )
+
 
 def describe_teacher(teacher: Teacher | StudentDetector, size, mode: str) -> dict:
     s = teacher.selection
-    return dict(teacher=teacher.name, weights=getattr(teacher, "version", ""), height=size[0], width=size[1], resize=mode, max_keypoints=s.max_keypoints, nms_radius=s.nms_radius, threshold=s.threshold, border=s.border)
+    return dict(
+        teacher=teacher.name,
+        weights=getattr(teacher, "version", ""),
+        height=size[0],
+        width=size[1],
+        resize=mode,
+        max_keypoints=s.max_keypoints,
+        nms_radius=s.nms_radius,
+        threshold=s.threshold,
+        border=s.border,
+    )
 
-def label_images(images: ImageSet, teacher: Teacher | StudentDetector, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, adaptation: int = 0,
-                 aggregate: str = "mean", rotation: float = 30, zoom: float = 1.6, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
+
+def label_images(
+    images: ImageSet,
+    teacher: Teacher | StudentDetector,
+    folder: str | Path,
+    *,
+    size: tuple[int, int] = (240, 320),
+    mode: str = "cover",
+    batch: int = 1,
+    adaptation: int = 0,
+    aggregate: str = "mean",
+    rotation: float = 30,
+    zoom: float = 1.6,
+    seed: int = 0,
+    shard: int = 64,
+    workers: int = 2,
+    progress: bool = True,
+) -> LabelStore:
     """Keypoints of every image by `teacher`, at most `teacher.selection.max_keypoints` each, into the store at `folder`; resumes.
 
     Columns: id, height, width, x, y, score (lists; pixels of the image as resized by `size` and `mode`), teacher. `adaptation` > 0: homographic adaptation over that many warps, as `adapt` takes them.
     """
-    settings = describe_teacher(teacher, size, mode) | dict(images=images.name, adaptation=adaptation) | (dict(aggregate=aggregate, rotation=rotation, zoom=zoom, seed=seed) if adaptation else {})
+    settings = (
+        describe_teacher(teacher, size, mode)
+        | dict(images=images.name, adaptation=adaptation)
+        | (dict(aggregate=aggregate, rotation=rotation, zoom=zoom, seed=seed) if adaptation else {})
+    )
+
     def work(ids, tensors):
-        if adaptation: scores = torch.cat([adapt(teacher, t[None], adaptation, image_generator(seed, i), aggregate, batch, rotation, zoom) for i, t in zip(ids, tensors)])
-        else: scores = teacher.scores(tensors)
-        return [dict(id=i, height=t.shape[-2], width=t.shape[-1], **_columns(k), teacher=teacher.name) for i, t, k in zip(ids, tensors, teacher.points(scores))]
-    with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, workers=workers, progress=progress)
+        if adaptation:
+            scores = torch.cat(
+                [
+                    adapt(
+                        teacher,
+                        t[None],
+                        adaptation,
+                        image_generator(seed, i),
+                        aggregate,
+                        batch,
+                        rotation,
+                        zoom,
+                    )
+                    for i, t in zip(ids, tensors)
+                ]
+            )
+        else:
+            scores = teacher.scores(tensors)
+        return [
+            dict(id=i, height=t.shape[-2], width=t.shape[-1], **_columns(k), teacher=teacher.name)
+            for i, t, k in zip(ids, tensors, teacher.points(scores))
+        ]
+
+    with alone(folder):
+        return fill(
+            LabelStore(folder),
+            images,
+            settings,
+            work,
+            size=size,
+            mode=mode,
+            batch=batch,
+            shard=shard,
+            workers=workers,
+            progress=progress,
+        )
+
 
 def image_generator(seed: int, name: str) -> torch.Generator:
     "A generator of an image's own: its randomness does not depend on which images came before, or on where a run was resumed."
     return torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
 
 # %% ../nbs/06_labels.ipynb #c11-ad658afd
-ERODE = 3   # px: the teacher sees the edge of a warp, and must not be believed there
-VOTES, VOTE_SIGMA = 300, 1.0   # of a view; px
+ERODE = 3  # px: the teacher sees the edge of a warp, and must not be believed there
+VOTES, VOTE_SIGMA = 300, 1.0  # of a view; px
+
 
 def _votes(points: Keypoints, back: Tensor, seen: Tensor) -> Tensor:
     "Blobs [1, H, W] where a view's best keypoints lie in the image, of those that lie where the image is `seen` [1, H, W]."
@@ -229,30 +428,58 @@ def _votes(points: Keypoints, back: Tensor, seen: Tensor) -> Tensor:
     x, y = xy.round().long().unbind(-1)
     return blob_mask(xy[seen[0, y, x]][:VOTES], seen.shape[-2:], VOTE_SIGMA)
 
-def adapt(teacher: Teacher | StudentDetector, image: Tensor, count: int, generator: torch.Generator, aggregate: str = "mean", batch: int = 1, rotation: float = 30, zoom: float = 1.6) -> Tensor:
+
+def adapt(
+    teacher: Teacher | StudentDetector,
+    image: Tensor,
+    count: int,
+    generator: torch.Generator,
+    aggregate: str = "mean",
+    batch: int = 1,
+    rotation: float = 30,
+    zoom: float = 1.6,
+) -> Tensor:
     """A teacher's score map [1, 1, H, W] of `image` [1, 1, H, W], aggregated over the image and `count` random warps of it, `batch` at once: `mean` over visits, `max`, or `votes`: of the best 300 keypoints of each visit (of `teacher.selection`, where that has fewer), in [0, 1].
 
     Warps turn by up to `rotation` degrees either way and are up to `zoom` times larger or smaller."""
-    if aggregate not in ("mean", "max", "votes"): raise ValueError(f"aggregate={aggregate!r}: mean, max or votes")
+    if aggregate not in ("mean", "max", "votes"):
+        raise ValueError(f"aggregate={aggregate!r}: mean, max or votes")
     size = tuple(image.shape[-2:])
+
     def brought_back(scores, back, seen):
-        if aggregate == "votes": return torch.stack([_votes(*view) for view in zip(teacher.points(scores), back, seen)])
+        if aggregate == "votes":
+            return torch.stack([_votes(*view) for view in zip(teacher.points(scores), back, seen)])
         return warp_image(scores, back).clamp_min(0) * seen
-    warps = [sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom)) for _ in range(count)]
+
+    warps = [
+        sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom))
+        for _ in range(count)
+    ]
     everywhere = torch.ones(1, 1, *size, dtype=torch.bool)
-    total, visits = brought_back(teacher.scores(image).cpu(), torch.eye(3, dtype=torch.float64)[None], everywhere), everywhere.float()
+    total, visits = (
+        brought_back(
+            teacher.scores(image).cpu(), torch.eye(3, dtype=torch.float64)[None], everywhere
+        ),
+        everywhere.float(),
+    )
     for k in range(0, count, batch):
-        H = torch.stack(warps[k:k + batch])
+        H = torch.stack(warps[k : k + batch])
         back = torch.linalg.inv(H)
         # seen there and back: the pixel lies in the warp, away from the warp's edge
-        seen = valid_mask(back, size) & (warp_image(valid_mask(H, size, erode=ERODE).float(), back) > 0.999)
-        found = brought_back(teacher.scores(warp_image(image.expand(len(H), -1, -1, -1), H)).cpu(), back, seen)
+        seen = valid_mask(back, size) & (
+            warp_image(valid_mask(H, size, erode=ERODE).float(), back) > 0.999
+        )
+        found = brought_back(
+            teacher.scores(warp_image(image.expand(len(H), -1, -1, -1), H)).cpu(), back, seen
+        )
         total = torch.maximum(total, found.amax(0)) if aggregate == "max" else total + found.sum(0)
         visits = visits + seen.sum(0)
     return total if aggregate == "max" else total / visits
 
 # %% ../nbs/06_labels.ipynb #c18-c0810cdd
-def _match(teacher: Teacher, match: Matcher, image: Tensor, points: Keypoints, H: Tensor, verify: float) -> dict:
+def _match(
+    teacher: Teacher, match: Matcher, image: Tensor, points: Keypoints, H: Tensor, verify: float
+) -> dict:
     "Row columns of one image [1, H, W] with its described keypoints, and its warp by H."
     size = tuple(image.shape[-2:])
     other = teacher.detect_and_describe(warp_image(image[None], H))[0]
@@ -261,49 +488,132 @@ def _match(teacher: Teacher, match: Matcher, image: Tensor, points: Keypoints, H
     if verify:
         good = (warp_points(a.xy, H) - b.xy).norm(dim=1) <= verify
         a, b = a.select(good), b.select(good)
-    return dict(H=H.flatten().tolist(), **_columns(a), x1=b.xy[:, 0].tolist(), y1=b.xy[:, 1].tolist(), score1=b.scores.tolist(), found=len(points), matched=len(pairs))
+    return dict(
+        H=H.flatten().tolist(),
+        **_columns(a),
+        x1=b.xy[:, 0].tolist(),
+        y1=b.xy[:, 1].tolist(),
+        score1=b.scores.tolist(),
+        found=len(points),
+        matched=len(pairs),
+    )
 
-def match_images(images: ImageSet, teacher: Teacher, match: Matcher, folder: str | Path, *, size: tuple[int, int] = (240, 320), mode: str = "cover", batch: int = 1, per_image: int = 1,
-                 verify: float = 3.0, seed: int = 0, shard: int = 64, workers: int = 2, progress: bool = True) -> LabelStore:
+
+def match_images(
+    images: ImageSet,
+    teacher: Teacher,
+    match: Matcher,
+    folder: str | Path,
+    *,
+    size: tuple[int, int] = (240, 320),
+    mode: str = "cover",
+    batch: int = 1,
+    per_image: int = 1,
+    verify: float = 3.0,
+    seed: int = 0,
+    shard: int = 64,
+    workers: int = 2,
+    progress: bool = True,
+) -> LabelStore:
     """Matched points of every image and `per_image` random warps of it, into the store at `folder`; resumes.
 
     Columns: id, view (0, 1, … of an image), height, width, H (nine numbers, image → warp), x, y, score in the image, x1, y1, score1 in the warp, `found` keypoints, `matched` before verification.
     """
-    settings = describe_teacher(teacher, size, mode) | dict(images=images.name, matcher=match.name, per_image=per_image, verify=verify, seed=seed)
+    settings = describe_teacher(teacher, size, mode) | dict(
+        images=images.name, matcher=match.name, per_image=per_image, verify=verify, seed=seed
+    )
+
     def work(ids, tensors):
         rows = []
         for name, image, points in zip(ids, tensors, teacher.detect_and_describe(tensors)):
             generator = image_generator(seed, name)
             for k in range(per_image):
                 H = sample_homography(tuple(image.shape[-2:]), generator)
-                rows.append(dict(id=name, view=k, height=image.shape[-2], width=image.shape[-1], **_match(teacher, match, image, points, H, verify), teacher=teacher.name))
+                rows.append(
+                    dict(
+                        id=name,
+                        view=k,
+                        height=image.shape[-2],
+                        width=image.shape[-1],
+                        **_match(teacher, match, image, points, H, verify),
+                        teacher=teacher.name,
+                    )
+                )
         return rows
-    with alone(folder): return fill(LabelStore(folder), images, settings, work, size=size, mode=mode, batch=batch, shard=shard, workers=workers, progress=progress)
+
+    with alone(folder):
+        return fill(
+            LabelStore(folder),
+            images,
+            settings,
+            work,
+            size=size,
+            mode=mode,
+            batch=batch,
+            shard=shard,
+            workers=workers,
+            progress=progress,
+        )
 
 # %% ../nbs/06_labels.ipynb #c21-by-settings
-FAINT = 0.01   # a student's lower peaks are no labels
+FAINT = 0.01  # a student's lower peaks are no labels
+
 
 def _teacher(settings: Settings) -> Teacher | StudentDetector:
-    selection = Selection(settings.max_keypoints, settings.label_nms_radius, settings.label_threshold)
+    selection = Selection(
+        settings.max_keypoints, settings.label_nms_radius, settings.label_threshold
+    )
     device = pick_device(settings.device)
     with in_turn():
-        if settings.teacher in teachers.TEACHERS: return teachers.teacher(settings.teacher, selection, device, own_nms=False)
-        return build(settings.teacher, replace(selection, threshold=max(selection.threshold, FAINT)), device)
+        if settings.teacher in teachers.TEACHERS:
+            return teachers.teacher(settings.teacher, selection, device, own_nms=False)
+        return build(
+            settings.teacher, replace(selection, threshold=max(selection.threshold, FAINT)), device
+        )
+
 
 def _common(settings: Settings) -> dict:
     "What both kinds of label share."
     batch = settings.label_batch or (1 if pick_device(settings.device).type == "cpu" else 8)
-    return dict(size=settings.size, mode=settings.resize, batch=batch, seed=settings.seed, workers=settings.workers)
+    return dict(
+        size=settings.size,
+        mode=settings.resize,
+        batch=batch,
+        seed=settings.seed,
+        workers=settings.workers,
+    )
+
 
 def make_labels(settings: Settings, folder: str | Path) -> LabelStore:
     "`label_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`, `CheckpointError`."
-    return label_images(open_images(settings.images, settings.limit), _teacher(settings), folder, adaptation=settings.adaptation, aggregate=settings.adaptation_aggregate,
-                        rotation=settings.rotation, zoom=settings.zoom, **_common(settings))
+    return label_images(
+        open_images(settings.images, settings.limit),
+        _teacher(settings),
+        folder,
+        adaptation=settings.adaptation,
+        aggregate=settings.adaptation_aggregate,
+        rotation=settings.rotation,
+        zoom=settings.zoom,
+        **_common(settings),
+    )
+
 
 def make_pairs(settings: Settings, folder: str | Path) -> LabelStore:
     "`match_images` as `settings` say, into the store at `folder`. Raises `LabelError`, `ImageError`, `WeightsError`, and `SettingsError` for a student: it has no descriptors."
-    if settings.teacher not in teachers.TEACHERS: raise SettingsError(f"teacher={settings.teacher}: a student has no descriptors to match by. Set pairs_per_image=0, and phase2_loss=own for phase 2")
+    if settings.teacher not in teachers.TEACHERS:
+        raise SettingsError(
+            f"teacher={settings.teacher}: a student has no descriptors to match by. Set pairs_per_image=0, and phase2_loss=own for phase 2"
+        )
     device = pick_device(settings.device)
-    with in_turn(): match = teachers.matcher(settings.matcher, settings.teacher, device)
+    with in_turn():
+        match = teachers.matcher(settings.matcher, settings.teacher, device)
     most = min(filter(None, (settings.limit, settings.pair_limit)), default=0)
-    return match_images(open_images(settings.images, most), _teacher(settings), match, folder, per_image=settings.pairs_per_image, verify=settings.verify_px, **_common(settings))
+    return match_images(
+        open_images(settings.images, most),
+        _teacher(settings),
+        match,
+        folder,
+        per_image=settings.pairs_per_image,
+        verify=settings.verify_px,
+        **_common(settings),
+    )

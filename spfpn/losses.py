@@ -20,19 +20,37 @@ __all__ = ['sigmoid_focal', 'penalty_focal', 'huber', 'spatial_log_softmax', 'kl
 # %% ../nbs/09_losses.ipynb #c05-d74d556d
 def _count(marked: Tensor) -> Tensor:
     "How many pixels are marked, 1 at least. Where several processes learn together it is their mean, so that the mean of their losses is the loss of all their images as one batch."
-    if ranks() > 1 and torch.is_grad_enabled(): return mean_over_ranks(marked.sum().float()).clamp_min(1 / ranks())
+    if ranks() > 1 and torch.is_grad_enabled():
+        return mean_over_ranks(marked.sum().float()).clamp_min(1 / ranks())
     return marked.sum().clamp_min(1)
 
+
 def _mean(loss: Tensor, valid: Tensor | None, positives: Tensor) -> Tensor:
-    if valid is not None: loss, positives = loss * valid, positives & valid
+    if valid is not None:
+        loss, positives = loss * valid, positives & valid
     return loss.sum() / _count(positives)
 
-def sigmoid_focal(logits: Tensor, mask: Tensor, valid: Tensor | None = None, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+
+def sigmoid_focal(
+    logits: Tensor,
+    mask: Tensor,
+    valid: Tensor | None = None,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
     "Focal loss (Lin et al. 2017, eq. 5) of logits [B, 1, H, W] on a binary mask, summed over valid pixels, a keypoint."
-    return _mean(sigmoid_focal_loss(logits.float(), mask, alpha=alpha, gamma=gamma), valid, mask > 0.5)
+    return _mean(
+        sigmoid_focal_loss(logits.float(), mask, alpha=alpha, gamma=gamma), valid, mask > 0.5
+    )
 
 # %% ../nbs/09_losses.ipynb #c07-e2180e15
-def penalty_focal(logits: Tensor, blobs: Tensor, valid: Tensor | None = None, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
+def penalty_focal(
+    logits: Tensor,
+    blobs: Tensor,
+    valid: Tensor | None = None,
+    alpha: float = 2.0,
+    beta: float = 4.0,
+) -> Tensor:
     "Penalty-reduced focal loss (Law & Deng 2018, eq. 1): `blobs` [B, 1, H, W] in [0, 1] are 1 at the pixels of keypoints alone."
     logits = logits.float()
     keypoint, p = blobs > 0.999, logits.sigmoid()
@@ -46,44 +64,74 @@ def huber(logits: Tensor, mask: Tensor, valid: Tensor, delta: float = 0.1) -> Te
     loss = F.huber_loss(logits.float().sigmoid(), mask, reduction="none", delta=delta)
     return (loss * valid).sum() / _count(valid)
 
+
 def spatial_log_softmax(x: Tensor, valid: Tensor) -> Tensor:
     "Log-softmax of maps [B, 1, H, W] over their valid pixels; 0 (a placeholder) elsewhere."
     flat = x.float().masked_fill(~valid, torch.finfo(torch.float32).min).flatten(1)
     return flat.log_softmax(1).reshape(x.shape).masked_fill(~valid, 0)
 
-def kl(logits: Tensor, mask: Tensor, valid: Tensor, temperature: float = 1.0, target: str = "softmax") -> Tensor:
+
+def kl(
+    logits: Tensor, mask: Tensor, valid: Tensor, temperature: float = 1.0, target: str = "softmax"
+) -> Tensor:
     """KL(target ‖ S(logits)), summed over valid pixels, mean over the batch.
 
     `target` "softmax": S(mask / `temperature`), at 1 the paper's, which for masks in [.1, .9] is almost uniform; "normalised": mask / Σ mask.
     """
-    if target == "softmax": goal = (spatial_log_softmax(mask / temperature, valid)).exp() * valid
-    elif target == "normalised": goal = (mask * valid) / (mask * valid).sum((1, 2, 3), keepdim=True)
-    else: raise ValueError(f"target={target!r}: softmax or normalised")
+    if target == "softmax":
+        goal = (spatial_log_softmax(mask / temperature, valid)).exp() * valid
+    elif target == "normalised":
+        goal = (mask * valid) / (mask * valid).sum((1, 2, 3), keepdim=True)
+    else:
+        raise ValueError(f"target={target!r}: softmax or normalised")
     return F.kl_div(spatial_log_softmax(logits, valid), goal, reduction="sum") / len(logits)
 
 # %% ../nbs/09_losses.ipynb #c12-4fadcff7
-def consistency(loss, p: Tensor, p_warped: Tensor, m: Tensor, m_warped: Tensor, H: Tensor, seen: Tensor | None = None, seen_warped: Tensor | None = None, **options) -> Tensor:
+def consistency(
+    loss,
+    p: Tensor,
+    p_warped: Tensor,
+    m: Tensor,
+    m_warped: Tensor,
+    H: Tensor,
+    seen: Tensor | None = None,
+    seen_warped: Tensor | None = None,
+    **options,
+) -> Tensor:
     """Both directions of a consistency `loss` (`huber` or `kl`, with their `options`).
 
     `p`, `p_warped` logits [B, 1, H, W] on the image and on its warp by `H` [B, 3, 3] (image → warp), `m`, `m_warped` their masks, `seen`, `seen_warped` bool: where a mask says anything (everywhere).
     """
     size, back = tuple(p.shape[-2:]), torch.linalg.inv(H)
+
     def one_way(logits, mask, H, seen):
         valid = valid_mask(H, size).to(logits.device)
         return loss(warp_image(logits, H), mask, valid if seen is None else valid & seen, **options)
+
     return one_way(p, m_warped, H, seen_warped) + one_way(p_warped, m, back, seen)
+
 
 def huber_consistency(p, p_warped, m, m_warped, H, delta: float = 0.1, **seen) -> Tensor:
     "Huber[σ(pH), m′] + Huber[σ(p′H⁻¹), m]: the consistency loss as regression."
     return consistency(huber, p, p_warped, m, m_warped, H, **seen, delta=delta)
 
-def kl_consistency(p, p_warped, m, m_warped, H, temperature: float = 1.0, target: str = "softmax", **seen) -> Tensor:
+
+def kl_consistency(
+    p, p_warped, m, m_warped, H, temperature: float = 1.0, target: str = "softmax", **seen
+) -> Tensor:
     "KL[log S(pH), S(m′)] + KL[log S(p′H⁻¹), S(m)]: the consistency loss as classification."
-    return consistency(kl, p, p_warped, m, m_warped, H, **seen, temperature=temperature, target=target)
+    return consistency(
+        kl, p, p_warped, m, m_warped, H, **seen, temperature=temperature, target=target
+    )
 
 # %% ../nbs/09_losses.ipynb #c14-1fbd3ab9
 def bernoulli_kl(logits: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
     "KL(mask ‖ σ(logits)) pixel by pixel for masks strictly between 0 and 1, mean over (valid) pixels, 0 without any: the supervised term of phase 2."
-    loss = F.binary_cross_entropy_with_logits(logits.float(), mask, reduction="none") + torch.special.xlog1py(1 - mask, -mask) + torch.xlogy(mask, mask)
-    if valid is None: valid = torch.ones_like(mask, dtype=torch.bool)
+    loss = (
+        F.binary_cross_entropy_with_logits(logits.float(), mask, reduction="none")
+        + torch.special.xlog1py(1 - mask, -mask)
+        + torch.xlogy(mask, mask)
+    )
+    if valid is None:
+        valid = torch.ones_like(mask, dtype=torch.bool)
     return (loss * valid).sum() / _count(valid)

@@ -24,7 +24,14 @@ def binary_mask(xy: Tensor, size: tuple[int, int]) -> Tensor:
     return mask
 
 # %% ../nbs/07_masks.ipynb #c08-c0fac917
-def blob_mask(xy: Tensor, size: tuple[int, int], sigma: float, low: float = 0.0, high: float = 1.0, heights: Tensor | None = None) -> Tensor:
+def blob_mask(
+    xy: Tensor,
+    size: tuple[int, int],
+    sigma: float,
+    low: float = 0.0,
+    high: float = 1.0,
+    heights: Tensor | None = None,
+) -> Tensor:
     """Gaussian blobs of width `sigma` px at `xy` [N, 2], combined by maximum, between `low` and `high`: [1, H, W]. `heights` [N] in [0, 1] lowers each blob's peak to a share of the way.
 
     Each blob is drawn out to 4σ, where it has fallen to 3e-4 of its height.
@@ -33,13 +40,20 @@ def blob_mask(xy: Tensor, size: tuple[int, int], sigma: float, low: float = 0.0,
     reach = math.ceil(4 * sigma)
     step = torch.arange(-reach, reach + 1, device=xy.device)
     centre = xy.round()
-    cx, cy = (centre[:, i, None].long() + step for i in (0, 1))                      # [N, 2·reach+1] pixels around each point
-    gx, gy = (torch.exp(-(c - xy[:, i, None]) ** 2 / (2 * sigma**2)) for i, c in enumerate((cx, cy)))
+    cx, cy = (
+        centre[:, i, None].long() + step for i in (0, 1)
+    )  # [N, 2·reach+1] pixels around each point
+    gx, gy = (
+        torch.exp(-((c - xy[:, i, None]) ** 2) / (2 * sigma**2)) for i, c in enumerate((cx, cy))
+    )
     value = gy[:, :, None] * gx[:, None, :]
-    if heights is not None: value = value * heights[:, None, None]
+    if heights is not None:
+        value = value * heights[:, None, None]
     shown = ((cy >= 0) & (cy < h))[:, :, None] & ((cx >= 0) & (cx < w))[:, None, :]
     index = (cy[:, :, None] * w + cx[:, None, :])[shown]
-    mask = torch.zeros(h * w, device=xy.device).scatter_reduce(0, index, value[shown].to(torch.float32), "amax")
+    mask = torch.zeros(h * w, device=xy.device).scatter_reduce(
+        0, index, value[shown].to(torch.float32), "amax"
+    )
     return low + (high - low) * mask.reshape(1, h, w)
 
 # %% ../nbs/07_masks.ipynb #c10b-rank0002

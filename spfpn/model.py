@@ -31,103 +31,156 @@ __all__ = ['STRIDES', 'STEM', 'HEADS', 'HUB_FILE', 'CELL', 'SMALLEST', 'MEAN', '
 # %% ../nbs/08_model.ipynb #c05-4b8d06a5
 STRIDES = (4, 8, 16, 32)
 
+
 def _pruned(backbone: nn.Module) -> nn.Module:
     "Without the blocks behind the last map, which timm's MobileNets and EfficientNets would keep and run."
     kind, _, number = backbone.feature_info.module_name()[-1].partition(".")
-    if kind == "blocks": backbone.blocks = backbone.blocks[:int(number) + 1]
+    if kind == "blocks":
+        backbone.blocks = backbone.blocks[: int(number) + 1]
     return backbone
+
 
 def make_backbone(name: str, pretrained: bool, levels: int = len(STRIDES)) -> tuple[nn.Module, str]:
     "timm's `name` as a pyramid of features at the first `levels` of `STRIDES`, and what its weights are: `imagenet` or `random`."
-    try: reductions = timm.create_model(name, features_only=True).feature_info.reduction()
-    except (RuntimeError, AttributeError) as error: raise ValueError(f"backbone={name!r}: timm gives no feature maps for it ({error})") from None
+    try:
+        reductions = timm.create_model(name, features_only=True).feature_info.reduction()
+    except (RuntimeError, AttributeError) as error:
+        raise ValueError(
+            f"backbone={name!r}: timm gives no feature maps for it ({error})"
+        ) from None
     strides = STRIDES[:levels]
-    if not set(strides) <= set(reductions): raise ValueError(f"backbone={name!r}: has strides {reductions}, needs {list(strides)}")
+    if not set(strides) <= set(reductions):
+        raise ValueError(f"backbone={name!r}: has strides {reductions}, needs {list(strides)}")
     taps = dict(features_only=True, out_indices=[reductions.index(s) for s in strides])
     if pretrained:
-        try: return _pruned(timm.create_model(name, pretrained=True, **taps)), "imagenet"
-        except Exception as error:   # the hub's client raises a dozen kinds; each means the same here: not to be had
-            warnings.warn(f"{name}: ImageNet weights cannot be had ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). The backbone starts "
-                          f"from random weights. With a network timm fetches them once from huggingface.co/timm; or copy its cache to {os.environ.get('HF_HOME', '~/.cache/huggingface')}.")
+        try:
+            return _pruned(timm.create_model(name, pretrained=True, **taps)), "imagenet"
+        except Exception as error:  # the hub's client raises a dozen kinds; each means the same here: not to be had
+            warnings.warn(
+                f"{name}: ImageNet weights cannot be had ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). The backbone starts "
+                f"from random weights. With a network timm fetches them once from huggingface.co/timm; or copy its cache to {os.environ.get('HF_HOME', '~/.cache/huggingface')}."
+            )
     return _pruned(timm.create_model(name, pretrained=False, **taps)), "random"
 
 # %% ../nbs/08_model.ipynb #c08-13a7302b
-STEM = 16   # channels at stride 2, the dearest place of the network
+STEM = 16  # channels at stride 2, the dearest place of the network
+
 
 def _conv(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(cin, cout, kernel, stride, (kernel - 1) // 2, bias=False), nn.BatchNorm2d(cout), nn.ReLU(inplace=True))
+    return nn.Sequential(
+        nn.Conv2d(cin, cout, kernel, stride, (kernel - 1) // 2, bias=False),
+        nn.BatchNorm2d(cout),
+        nn.ReLU(inplace=True),
+    )
+
 
 def _sum(maps: list[Tensor]) -> Tensor:
     "Of all maps at the size of the first, the finest."
     finest, *coarser = maps
-    return finest + sum(F.interpolate(m, size=finest.shape[-2:], mode="bilinear", align_corners=False) for m in coarser)
+    return finest + sum(
+        F.interpolate(m, size=finest.shape[-2:], mode="bilinear", align_corners=False)
+        for m in coarser
+    )
+
 
 class BicubicHead(nn.Module):
     "Maps at strides 4–32, summed at stride 4 → one channel → bicubic to full resolution."
+
     def __init__(self, channels: int):
         super().__init__()
         self.score, self.norm = nn.Conv2d(channels, 1, 1, bias=False), nn.BatchNorm2d(1)
 
     @property
-    def last(self) -> nn.Module: return self.norm
+    def last(self) -> nn.Module:
+        return self.norm
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
         logits = self.norm(self.score(_sum(maps)))
         return F.interpolate(logits, size=gray.shape[-2:], mode="bicubic", align_corners=False)
 
+
 class Modulation(nn.Module):
     "Maps [B, channels, H, W], each channel under a factor and a shift that depend on what the whole image is like, `whole` [B, seen] (FiLM, Perez et al. 2018, §2). At the start it changes nothing."
+
     def __init__(self, seen: int, channels: int):
         super().__init__()
-        self.rule = nn.Sequential(nn.Linear(seen, STEM), nn.ReLU(inplace=True), nn.Linear(STEM, 2 * channels))
-        for parameter in self.rule[-1].parameters(): nn.init.zeros_(parameter)
+        self.rule = nn.Sequential(
+            nn.Linear(seen, STEM), nn.ReLU(inplace=True), nn.Linear(STEM, 2 * channels)
+        )
+        for parameter in self.rule[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: Tensor, whole: Tensor) -> Tensor:
         factor, shift = self.rule(whole)[..., None, None].chunk(2, 1)
         return maps * (1 + factor) + shift
 
+
 class ShuffleHead(nn.Module):
     "Maps at strides 4–32, fused at stride 4 with what a stem has seen of every pixel, and at stride 2 once more → four logits a cell → full resolution."
+
     def __init__(self, channels: int):
         super().__init__()
-        self.stem, self.down = nn.Sequential(_conv(1, STEM, 6, 2), _conv(STEM, STEM)), _conv(STEM, channels, 3, 2)
-        self.context, self.fuse, self.up = nn.Conv2d(channels, channels, 1), _conv(channels, channels), nn.Conv2d(channels, STEM, 1)
-        self.refine, self.score = nn.Sequential(*(_conv(STEM, STEM) for _ in range(3))), nn.Conv2d(STEM, 4, 1)
-        self.coarse_by_whole, self.fine_by_whole = (Modulation(STEM + channels, n) for n in (channels, STEM))
+        self.stem, self.down = (
+            nn.Sequential(_conv(1, STEM, 6, 2), _conv(STEM, STEM)),
+            _conv(STEM, channels, 3, 2),
+        )
+        self.context, self.fuse, self.up = (
+            nn.Conv2d(channels, channels, 1),
+            _conv(channels, channels),
+            nn.Conv2d(channels, STEM, 1),
+        )
+        self.refine, self.score = (
+            nn.Sequential(*(_conv(STEM, STEM) for _ in range(3))),
+            nn.Conv2d(STEM, 4, 1),
+        )
+        self.coarse_by_whole, self.fine_by_whole = (
+            Modulation(STEM + channels, n) for n in (channels, STEM)
+        )
 
     @property
-    def last(self) -> nn.Module: return self.score
+    def last(self) -> nn.Module:
+        return self.score
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
         fine = self.stem(gray)
         down = self.down(fine)
         whole = torch.cat([m.mean((2, 3)) for m in (fine, down)], 1)
         coarse = self.up(self.coarse_by_whole(self.fuse(down + self.context(_sum(maps))), whole))
-        return F.pixel_shuffle(self.score(self.refine(self.fine_by_whole(_sum([fine, coarse]), whole))), 2)
+        return F.pixel_shuffle(
+            self.score(self.refine(self.fine_by_whole(_sum([fine, coarse]), whole))), 2
+        )
+
 
 HEADS = dict(bicubic=BicubicHead, shuffle=ShuffleHead)
 
 # %% ../nbs/08_model.ipynb #c10-22053a2f
-HUB_FILE = "model.safetensors"   # what the Hugging Face hub calls it
-CELL, SMALLEST = 32, 64   # InstanceNorm needs more than one cell at stride 32
+HUB_FILE = "model.safetensors"  # what the Hugging Face hub calls it
+CELL, SMALLEST = 32, 64  # InstanceNorm needs more than one cell at stride 32
+
 
 def _padding(size: tuple[int, int]) -> tuple[int, int, int, int]:
     "Whole numbers and `sym_max` all the way: so a trace for another runtime keeps the size open."
     down, right = (torch.sym_max((n + CELL - 1) // CELL * CELL, SMALLEST) - n for n in size)
     return 0, right, 0, down
 
+
 MEAN, STD = (sum(v) / 3 for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+
 
 def standardise(images: Tensor) -> Tensor:
     "Images [B, C, H, W], each brought to the mean and the contrast of ImageNet's photographs. One without contrast becomes even grey."
     std, mean = torch.std_mean(images, (1, 2, 3), keepdim=True)
     return (images - mean) / (std + 1e-3) * STD + MEAN
 
+
 def binomial(maps: Tensor) -> Tensor:
     "Maps [B, C, H, W] under the 3×3 binomial filter, 1 2 1 by 1 2 1 over 16, the edges repeated."
     maps = F.pad(maps, (1, 1, 1, 1), mode="replicate")
-    maps = (maps[..., :-2] + 2 * maps[..., 1:-1] + maps[..., 2:]) / 4   # sums of slices: faster than a convolution of one channel
+    maps = (
+        maps[..., :-2] + 2 * maps[..., 1:-1] + maps[..., 2:]
+    ) / 4  # sums of slices: faster than a convolution of one channel
     return (maps[..., :-2, :] + 2 * maps[..., 1:-1, :] + maps[..., 2:, :]) / 4
+
 
 class SPFPN(nn.Module, PyTorchModelHubMixin):
     """Images [B, 1 or 3, H, W] in [0, 1] → logits [B, 1, H, W].
@@ -136,16 +189,33 @@ class SPFPN(nn.Module, PyTorchModelHubMixin):
     `levels`: of the pyramid, from the finest on; the backbone's stages beyond them are left out.
     `low`, `high`: the background and the peak of the masks it was last trained on; `heatmap` undoes them.
     """
-    def __init__(self, backbone: str = "mobilenetv3_small_100", head: str = "shuffle", channels: int = 32, in_channels: int = 1, levels: int = len(STRIDES), pretrained: bool = False, prior: float = 0.005):
+
+    def __init__(
+        self,
+        backbone: str = "mobilenetv3_small_100",
+        head: str = "shuffle",
+        channels: int = 32,
+        in_channels: int = 1,
+        levels: int = len(STRIDES),
+        pretrained: bool = False,
+        prior: float = 0.005,
+    ):
         super().__init__()
-        if head not in HEADS: raise ValueError(f"head={head!r}: choose one of {', '.join(HEADS)}")
-        if in_channels not in (1, 3): raise ValueError(f"in_channels={in_channels!r}: 1 or 3")
-        if levels not in range(1, len(STRIDES) + 1): raise ValueError(f"levels={levels!r}: 1 to {len(STRIDES)}")
-        self.config = dict(backbone=backbone, head=head, channels=channels, in_channels=in_channels, levels=levels)
+        if head not in HEADS:
+            raise ValueError(f"head={head!r}: choose one of {', '.join(HEADS)}")
+        if in_channels not in (1, 3):
+            raise ValueError(f"in_channels={in_channels!r}: 1 or 3")
+        if levels not in range(1, len(STRIDES) + 1):
+            raise ValueError(f"levels={levels!r}: 1 to {len(STRIDES)}")
+        self.config = dict(
+            backbone=backbone, head=head, channels=channels, in_channels=in_channels, levels=levels
+        )
         self.low, self.high = 0.0, 1.0
         self.colour = nn.Conv2d(in_channels, 3, 1)
         self.backbone, self.start = make_backbone(backbone, pretrained, levels)
-        self.pyramid = FeaturePyramidNetwork(self.backbone.feature_info.channels(), channels, norm_layer=nn.InstanceNorm2d)
+        self.pyramid = FeaturePyramidNetwork(
+            self.backbone.feature_info.channels(), channels, norm_layer=nn.InstanceNorm2d
+        )
         self.head = HEADS[head](channels)
         self._start_colour()
         nn.init.constant_(self.head.last.bias, math.log(prior / (1 - prior)))
@@ -155,14 +225,20 @@ class SPFPN(nn.Module, PyTorchModelHubMixin):
         "Begin as ImageNet's normalisation, which is what the backbone expects."
         mean, std = torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
         weight = 1 / std[:, None] if self.config["in_channels"] == 1 else torch.diag(1 / std)
-        self.colour.weight.copy_(weight[:, :, None, None]); self.colour.bias.copy_(-mean / std)
+        self.colour.weight.copy_(weight[:, :, None, None])
+        self.colour.bias.copy_(-mean / std)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.dim() != 4 or images.shape[1] not in (1, 3): raise ValueError(f"images [B, 1 or 3, H, W] expected, got {tuple(images.shape)}")
+        if images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"images [B, 1 or 3, H, W] expected, got {tuple(images.shape)}")
         h, w = images.shape[-2:]
-        images = standardise(to_gray(images) if self.config["in_channels"] == 1 else images.expand(-1, 3, -1, -1))
+        images = standardise(
+            to_gray(images) if self.config["in_channels"] == 1 else images.expand(-1, 3, -1, -1)
+        )
         images = F.pad(images, _padding((h, w)), mode="replicate")
-        maps = self.pyramid({str(s): m for s, m in zip(STRIDES, self.backbone(self.colour(images)))})
+        maps = self.pyramid(
+            {str(s): m for s, m in zip(STRIDES, self.backbone(self.colour(images)))}
+        )
         return self.head(list(maps.values()), to_gray(images))[..., :h, :w]
 
     @torch.no_grad()
@@ -175,18 +251,29 @@ class SPFPN(nn.Module, PyTorchModelHubMixin):
         "Keypoint scores in [0, 1], [B, 1, H, W]: 0 is background and 1 a keypoint, whatever `low` and `high` the masks of the last training had."
         return self.calibrate(binomial(self(images).float()))
 
-    def _save_pretrained(self, save_directory: Path): save(self, save_directory/HUB_FILE)
+    def _save_pretrained(self, save_directory: Path):
+        save(self, save_directory / HUB_FILE)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **options) -> SPFPN:
-        here, asked = Path(model_id)/HUB_FILE, ("revision", "cache_dir", "force_download", "local_files_only", "token")
-        return load(here if here.is_file() else hf_hub_download(model_id, HUB_FILE, **{k: options[k] for k in asked}), map_location)
+        here, asked = (
+            Path(model_id) / HUB_FILE,
+            ("revision", "cache_dir", "force_download", "local_files_only", "token"),
+        )
+        return load(
+            here
+            if here.is_file()
+            else hf_hub_download(model_id, HUB_FILE, **{k: options[k] for k in asked}),
+            map_location,
+        )
 
-    def calibrate(self, logits: Tensor) -> Tensor: return ((logits.sigmoid() - self.low) / (self.high - self.low)).clamp(0, 1)
+    def calibrate(self, logits: Tensor) -> Tensor:
+        return ((logits.sigmoid() - self.low) / (self.high - self.low)).clamp(0, 1)
 
 # %% ../nbs/08_model.ipynb #c15-e293130a
 class CheckpointError(ValueError):
     "A file is not a checkpoint of this student; the message names it."
+
 
 def _in_order(data: bytes) -> bytes:
     "A safetensors file with its header in alphabetical order: the library writes metadata in another order each time, and equal students should be equal files."
@@ -195,45 +282,85 @@ def _in_order(data: bytes) -> bytes:
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + data[end:]
 
+
 def save(model: SPFPN, path: str | Path, dtype: torch.dtype | None = None, **meta) -> Path:
     "Write `model` with its architecture (and JSON-able `meta`) to a safetensors file, atomically; as `dtype`, torch.float16 for half the size, or as it is."
-    header = dict(spfpn=__version__, config=model.config, low=model.low, high=model.high, start=model.start, **meta)
-    data = to_bytes({k: v.detach().cpu().to(dtype if v.is_floating_point() else None).contiguous() for k, v in model.state_dict().items()}, metadata={k: json.dumps(v) for k, v in header.items()})
-    with replacing(path) as beside: beside.write_bytes(_in_order(data))
+    header = dict(
+        spfpn=__version__,
+        config=model.config,
+        low=model.low,
+        high=model.high,
+        start=model.start,
+        **meta,
+    )
+    data = to_bytes(
+        {
+            k: v.detach().cpu().to(dtype if v.is_floating_point() else None).contiguous()
+            for k, v in model.state_dict().items()
+        },
+        metadata={k: json.dumps(v) for k, v in header.items()},
+    )
+    with replacing(path) as beside:
+        beside.write_bytes(_in_order(data))
     return Path(path)
+
 
 def read_header(path: str | Path) -> dict:
     "What a checkpoint says of itself: config, low, high, version, settings… Raises `CheckpointError`."
     path = Path(path)
-    if not path.is_file(): raise CheckpointError(f"{path}: no such checkpoint")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
     try:
-        with safe_open(path, "pt") as file: header = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-    except (SafetensorError, OSError, json.JSONDecodeError) as error: raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
-    if not {"config", "low", "high", "start"} <= header.keys(): raise CheckpointError(f"{path}: a safetensors file, but not one of spfpn's checkpoints")
+        with safe_open(path, "pt") as file:
+            header = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
+    if not {"config", "low", "high", "start"} <= header.keys():
+        raise CheckpointError(f"{path}: a safetensors file, but not one of spfpn's checkpoints")
     return header
+
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> SPFPN:
     "The student in a checkpoint, in eval mode on `device`. Raises `CheckpointError`."
     header = read_header(path)
-    try: model = SPFPN(**header["config"])
-    except (TypeError, ValueError, RuntimeError) as error: raise CheckpointError(f"{path}: written by spfpn {header.get('spfpn')} for a student this version cannot build ({error})") from None
-    with safe_open(Path(path), "pt") as file: tensors = {k: file.get_tensor(k) for k in file.keys()}
-    try: model.load_state_dict(tensors)
-    except RuntimeError as error: raise CheckpointError(f"{path}: its tensors are not those of {header['config']} ({str(error).splitlines()[-1].strip()})") from None
+    try:
+        model = SPFPN(**header["config"])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: written by spfpn {header.get('spfpn')} for a student this version cannot build ({error})"
+        ) from None
+    with safe_open(Path(path), "pt") as file:
+        tensors = {k: file.get_tensor(k) for k in file.keys()}
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: its tensors are not those of {header['config']} ({str(error).splitlines()[-1].strip()})"
+        ) from None
     model.low, model.high, model.start = header["low"], header["high"], header["start"]
     return model.to(device).eval()
 
 # %% ../nbs/08_model.ipynb #c18-1f3b66d7
 class StudentDetector(MapDetector):
     "A student behind the `Detector` protocol."
-    def __init__(self, model: SPFPN, selection: Selection = Selection(), name: str = "student", version: str = ""):
+
+    def __init__(
+        self,
+        model: SPFPN,
+        selection: Selection = Selection(),
+        name: str = "student",
+        version: str = "",
+    ):
         super().__init__(selection)
         self.model, self.name, self.version = model.eval(), name, version
 
     @property
-    def device(self) -> torch.device: return next(self.model.parameters()).device
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
     @torch.inference_mode()
-    def scores(self, images: Tensor) -> Tensor: return self.model.heatmap(images.to(self.device))
+    def scores(self, images: Tensor) -> Tensor:
+        return self.model.heatmap(images.to(self.device))
 
-    def points(self, scores: Tensor) -> list[Keypoints]: return extract(scores.cpu(), replace(self.selection, subpixel=True))
+    def points(self, scores: Tensor) -> list[Keypoints]:
+        return extract(scores.cpu(), replace(self.selection, subpixel=True))

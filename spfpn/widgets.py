@@ -20,9 +20,31 @@ from PIL import Image
 from torch import Tensor
 
 from .detectors import build
-from .figures import (DIVERGING, VERMILLION, colorize, curves, data_uri, heatmaps_figure, mask_figure, matches_figure, panels, repeats_figure, repeats_traces,
-                           table, to_pil, warp_figure)
-from .geometry import homography, inside, resize_image, sample_homography, valid_mask, warp_image, warp_points
+from spfpn.figures import (
+    DIVERGING,
+    VERMILLION,
+    colorize,
+    curves,
+    data_uri,
+    heatmaps_figure,
+    mask_figure,
+    matches_figure,
+    panels,
+    repeats_figure,
+    repeats_traces,
+    table,
+    to_pil,
+    warp_figure,
+)
+from spfpn.geometry import (
+    homography,
+    inside,
+    resize_image,
+    sample_homography,
+    valid_mask,
+    warp_image,
+    warp_points,
+)
 from .images import ImageError, ImageSet, SequenceSet, open_images, open_sequences, read_image
 from .keypoints import Detector, Keypoints, Selection, extract, select_points
 from .losses import bernoulli_kl, huber, kl, penalty_focal, sigmoid_focal, spatial_log_softmax
@@ -40,11 +62,19 @@ __all__ = ['WIDTH', 'EVERY', 'Figure', 'Explorer', 'slider', 'choice', 'fit', 't
 # %% ../nbs/16_widgets.ipynb #c05b-book0002
 class Figure(go.FigureWidget):
     "A plotly FigureWidget that begins, in any page, with what it shows now."
+
     def get_state(self, key=None, drop_defaults=False):
         state = super().get_state(key, drop_defaults)
-        if "_widget_layout" in state and hasattr(self, "_layout_obj"):     # not while it is being made
-            now = dict(_widget_data=[trace.to_plotly_json() for trace in self.data], _widget_layout=self.layout.to_plotly_json())
-            state |= {name: self.trait_metadata(name, "to_json")(value, self) for name, value in now.items() if name in state}
+        if "_widget_layout" in state and hasattr(self, "_layout_obj"):  # not while it is being made
+            now = dict(
+                _widget_data=[trace.to_plotly_json() for trace in self.data],
+                _widget_layout=self.layout.to_plotly_json(),
+            )
+            state |= {
+                name: self.trait_metadata(name, "to_json")(value, self)
+                for name, value in now.items()
+                if name in state
+            }
         return state
 
 # %% ../nbs/16_widgets.ipynb #c06-51f0ba3d
@@ -59,9 +89,11 @@ class Explorer:
         bar = ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
         self.widget = ipw.VBox([bar, self.message, self.stage, self.below])
         self.redraw()
-        if not isinstance(self.figure, Figure): self.put(self.figure)
+        if not isinstance(self.figure, Figure):
+            self.put(self.figure)
 
-    def __getitem__(self, name: str): return self.controls[name].value
+    def __getitem__(self, name: str):
+        return self.controls[name].value
 
     def put(self, figure: go.Figure):
         "Show this figure from now on."
@@ -70,106 +102,177 @@ class Explorer:
 
     def redraw(self, changed: str | None = None):
         "Show what the controls say; `changed` names the one that moved, None means all."
-        if self.busy: return   # a control that `show` itself moved
+        if self.busy:
+            return  # a control that `show` itself moved
         self.busy, start = True, time.perf_counter()
         try:
-            with self.figure.batch_update(): said = self.show(changed)
+            with self.figure.batch_update():
+                said = self.show(changed)
             self.ms = 1e3 * (time.perf_counter() - start)
             self.message.value = f"{escape(said)} · redrawn in {self.ms:.0f} ms"
-        except Exception as error:   # whatever goes wrong in a callback is for the person at the slider to read
+        except (
+            Exception
+        ) as error:  # whatever goes wrong in a callback is for the person at the slider to read
             self.message.value = f'<b role="alert" style="color:{VERMILLION}">{escape(type(error).__name__)}: {escape(str(error))}</b>'
-        finally: self.busy = False
+        finally:
+            self.busy = False
 
     def move(self, trace: int, xy: Tensor, scores: Tensor | None = None):
         "Put the points of a trace at `xy` [N, 2]."
-        self.figure.data[trace].update(x=xy[:, 0].numpy(), y=xy[:, 1].numpy(), customdata=None if scores is None else scores.numpy())
+        self.figure.data[trace].update(
+            x=xy[:, 0].numpy(),
+            y=xy[:, 1].numpy(),
+            customdata=None if scores is None else scores.numpy(),
+        )
 
     def repaint(self, shown, *layers: int):
         "Replace the pixels of layers by a PIL picture."
         source = data_uri(shown, quick=True)
-        for layer in layers: self.figure.layout.images[layer].source = source
+        for layer in layers:
+            self.figure.layout.images[layer].source = source
 
 # %% ../nbs/16_widgets.ipynb #c07-0dbfbb4f
-def slider(label: str, value: float, low: float, high: float, step: float, tip: str = "") -> ipw.Widget:
+def slider(
+    label: str, value: float, low: float, high: float, step: float, tip: str = ""
+) -> ipw.Widget:
     "A slider, for whole numbers where all of its numbers are whole."
-    kind = ipw.IntSlider if all(isinstance(v, int) for v in (value, low, high, step)) else ipw.FloatSlider
-    return kind(value, min=low, max=high, step=step, description=label, tooltip=tip, style=dict(description_width="90px"))
+    kind = (
+        ipw.IntSlider
+        if all(isinstance(v, int) for v in (value, low, high, step))
+        else ipw.FloatSlider
+    )
+    return kind(
+        value,
+        min=low,
+        max=high,
+        step=step,
+        description=label,
+        tooltip=tip,
+        style=dict(description_width="90px"),
+    )
+
 
 def choice(label: str, options, value=None, width: int = 300) -> ipw.Dropdown:
     "A menu of names, or of (name, value) pairs, `width` px wide."
-    menu = ipw.Dropdown(options=options, description=label, style=dict(description_width="90px"), layout=dict(width=f"{width}px"))
-    if value is not None: menu.value = value
+    menu = ipw.Dropdown(
+        options=options,
+        description=label,
+        style=dict(description_width="90px"),
+        layout=dict(width=f"{width}px"),
+    )
+    if value is not None:
+        menu.value = value
     return menu
 
-WIDTH = 1040   # px, of a figure: a notebook on a small screen shows it whole
 
-def fit(figure: go.Figure, columns: int, size: tuple[int, int], most: float = 480, share: float = 1.0) -> go.Figure:
+WIDTH = 1040  # px, of a figure: a notebook on a small screen shows it whole
+
+
+def fit(
+    figure: go.Figure, columns: int, size: tuple[int, int], most: float = 480, share: float = 1.0
+) -> go.Figure:
     "The figure at the width and height that panels of an image's `size` in a row need, at most `most` px wide each; they take a `share` of its height."
     across = min((WIDTH - 60) / columns - 30, most)
-    return figure.update_layout(width=columns * (across + 30) + 60, height=across * size[0] / size[1] / share + 86)
+    return figure.update_layout(
+        width=columns * (across + 30) + 60, height=across * size[0] / size[1] / share + 86
+    )
 
-def toggle(label: str, tip: str = "") -> ipw.ToggleButton: return ipw.ToggleButton(description=label, tooltip=tip)
+
+def toggle(label: str, tip: str = "") -> ipw.ToggleButton:
+    return ipw.ToggleButton(description=label, tooltip=tip)
 
 # %% ../nbs/16_widgets.ipynb #c07d-2d3e0004
 def listed(frame: pd.DataFrame) -> str:
     "A DataFrame as HTML with room between its columns, whatever the page's own style; a long one scrolls."
-    return ("<style>.listed table { border-collapse: collapse; } .listed th, .listed td { text-align: left !important; padding: 0 1em 0 0; line-height: 1.6; white-space: nowrap; }</style>"
-            f'<div class="listed" style="max-height: 16em; overflow: auto">{table(frame)}</div>')
+    return (
+        "<style>.listed table { border-collapse: collapse; } .listed th, .listed td { text-align: left !important; padding: 0 1em 0 0; line-height: 1.6; white-space: nowrap; }</style>"
+        f'<div class="listed" style="max-height: 16em; overflow: auto">{table(frame)}</div>'
+    )
 
 # %% ../nbs/16_widgets.ipynb #c07c-2d3e0003
 def refresh(shown: go.FigureWidget, figure: go.Figure):
     "Bring a shown figure to what another one of the same panels and traces shows, without building it anew in the browser."
     with shown.batch_update():
-        for old, new in zip(shown.data, figure.data, strict=True): old.update(x=new.x, y=new.y, customdata=new.customdata)
-        for old, new in zip(shown.layout.images, figure.layout.images, strict=True): old.update(source=new.source, sizex=new.sizex, sizey=new.sizey)
+        for old, new in zip(shown.data, figure.data, strict=True):
+            old.update(x=new.x, y=new.y, customdata=new.customdata)
+        for old, new in zip(shown.layout.images, figure.layout.images, strict=True):
+            old.update(source=new.source, sizex=new.sizex, sizey=new.sizey)
 
 # %% ../nbs/16_widgets.ipynb #c07b-2d3e0002
 class PhotoExplorer(Explorer):
-    "An explorer of photographs. Subclasses give `draw(changed) -> str`, with `self.photograph` [1, H, W] of `size`; a new one is announced as a change of \"image\"."
+    'An explorer of photographs. Subclasses give `draw(changed) -> str`, with `self.photograph` [1, H, W] of `size`; a new one is announced as a change of "image".'
 
-    def __init__(self, figure: go.Figure, images: ImageSet, size: tuple[int, int], **controls: ipw.Widget):
+    def __init__(
+        self, figure: go.Figure, images: ImageSet, size: tuple[int, int], **controls: ipw.Widget
+    ):
         self.size, self.folder = size, tempfile.TemporaryDirectory()
         wide = dict(style=dict(description_width="90px"), continuous_update=False)
-        super().__init__(figure, image=choice("image", list(zip(images.ids, images.paths))), source=ipw.Text(description="folder", placeholder="a folder, samples or coco; Enter", **wide),
-                         upload=ipw.FileUpload(accept="image/*", description="upload", tooltip="an image from this computer"), **controls)
+        super().__init__(
+            figure,
+            image=choice("image", list(zip(images.ids, images.paths))),
+            source=ipw.Text(
+                description="folder", placeholder="a folder, samples or coco; Enter", **wide
+            ),
+            upload=ipw.FileUpload(
+                accept="image/*", description="upload", tooltip="an image from this computer"
+            ),
+            **controls,
+        )
 
     def show(self, changed: str | None) -> str:
         skipped, options = "", list(self.controls["image"].options)
-        if changed == "source": images = open_images(self["source"].strip() or "samples"); options = list(zip(images.ids, images.paths))
-        if changed == "upload": options = [self.uploaded(), *options]
-        if changed == "image": self.photograph = self.load(self["image"])
-        elif changed in (None, "source", "upload") or not hasattr(self, "photograph"): skipped, changed = self.offer(options), "image"
+        if changed == "source":
+            images = open_images(self["source"].strip() or "samples")
+            options = list(zip(images.ids, images.paths))
+        if changed == "upload":
+            options = [self.uploaded(), *options]
+        if changed == "image":
+            self.photograph = self.load(self["image"])
+        elif changed in (None, "source", "upload") or not hasattr(self, "photograph"):
+            skipped, changed = self.offer(options), "image"
         return skipped + self.draw(changed)
 
-    def load(self, path: Path) -> Tensor: return resize_image(read_image(path, gray=True), self.size)[0]
+    def load(self, path: Path) -> Tensor:
+        return resize_image(read_image(path, gray=True), self.size)[0]
 
     def offer(self, options: list[tuple[str, Path]]) -> str:
         "Let the menu show these images, and choose the first that can be read; what is to be said of those before it. Raises `ImageError` when none can."
         unreadable = []
         for k, (_, path) in enumerate(options):
-            try: self.photograph = self.load(path)
-            except ImageError as error: unreadable.append(str(error))
-            else: break
-        else: raise ImageError(f"none of {len(options)} images can be read: {unreadable[0]}")
+            try:
+                self.photograph = self.load(path)
+            except ImageError as error:
+                unreadable.append(str(error))
+            else:
+                break
+        else:
+            raise ImageError(f"none of {len(options)} images can be read: {unreadable[0]}")
         self.controls["image"].options = options
         self.controls["image"].index = k
         return f"{k} of {len(options)} skipped: {unreadable[0]} · " if k else ""
 
     def uploaded(self) -> tuple[str, Path]:
         "The uploaded file as an image to choose. Raises `ImageError` when it is none."
-        file, path = self["upload"][0], Path(self.folder.name)/str(len(os.listdir(self.folder.name)))
+        file, path = (
+            self["upload"][0],
+            Path(self.folder.name) / str(len(os.listdir(self.folder.name))),
+        )
         path.write_bytes(file["content"])
-        try: read_image(path)
-        except ImageError as error: raise ImageError(str(error).replace(str(path), file["name"])) from None
+        try:
+            read_image(path)
+        except ImageError as error:
+            raise ImageError(str(error).replace(str(path), file["name"])) from None
         return file["name"], path
 
 # %% ../nbs/16_widgets.ipynb #c09-1fadba3c
 EVERY = 1_000_000
 
+
 def candidates(detector: Detector, image: Tensor) -> tuple[Tensor | None, Keypoints | None]:
     "What a selection chooses from: the score map [1, 1, H, W] of an image [C, H, W], or None and all points of a detector without one."
     if hasattr(detector, "scores"):
-        with torch.inference_mode(): return detector.scores(image[None]).detach().cpu().float(), None
+        with torch.inference_mode():
+            return detector.scores(image[None]).detach().cpu().float(), None
     willing = replace(detector, selection=Selection(EVERY, nms_radius=0, border=0))
     return None, willing.detect(image[None])[0]
 
@@ -177,16 +280,42 @@ def candidates(detector: Detector, image: Tensor) -> tuple[Tensor | None, Keypoi
 class HeatmapExplorer(PhotoExplorer):
     "Photographs under several detectors: the heatmap of each in a panel, and its keypoints for a threshold, an NMS radius and a limit; `points` are those of each panel."
 
-    def __init__(self, images: ImageSet, detectors: list[Detector], size: tuple[int, int] = (240, 320), most: int = 3):
+    def __init__(
+        self,
+        images: ImageSet,
+        detectors: list[Detector],
+        size: tuple[int, int] = (240, 320),
+        most: int = 3,
+    ):
         self.detectors = {d.name: d for d in detectors}
         names, blank, none = list(self.detectors), torch.zeros(1, *size), torch.zeros(0, 2)
-        self.panels, self.seen, self.ranked = range(min(most, len(names))), lru_cache(64)(self._seen), lru_cache(64)(self._ranked)
-        figure = heatmaps_figure(blank, [blank for _ in self.panels], [none for _ in self.panels], [" " for _ in self.panels])
-        super().__init__(fit(figure, len(self.panels), size), images, size,
-                         **{f"detector{k}": choice(f"panel {k + 1}", names, names[k]) for k in self.panels},
-                         threshold=slider("threshold", .1, 0., 1., .005, "as a share of the photograph's highest score"), radius=slider("NMS radius", 4, 0, 16, 1),
-                         limit=slider("points", 250, 1, 1000, 1), opacity=slider("opacity", .6, 0., 1., .05), subpixel=ipw.Checkbox(description="subpixel"))
-        self.message.layout.min_height = "56px"   # two lines: a figure that moves while a slider does is hard to watch
+        self.panels, self.seen, self.ranked = (
+            range(min(most, len(names))),
+            lru_cache(64)(self._seen),
+            lru_cache(64)(self._ranked),
+        )
+        figure = heatmaps_figure(
+            blank,
+            [blank for _ in self.panels],
+            [none for _ in self.panels],
+            [" " for _ in self.panels],
+        )
+        super().__init__(
+            fit(figure, len(self.panels), size),
+            images,
+            size,
+            **{f"detector{k}": choice(f"panel {k + 1}", names, names[k]) for k in self.panels},
+            threshold=slider(
+                "threshold", 0.1, 0.0, 1.0, 0.005, "as a share of the photograph's highest score"
+            ),
+            radius=slider("NMS radius", 4, 0, 16, 1),
+            limit=slider("points", 250, 1, 1000, 1),
+            opacity=slider("opacity", 0.6, 0.0, 1.0, 0.05),
+            subpixel=ipw.Checkbox(description="subpixel"),
+        )
+        self.message.layout.min_height = (
+            "56px"  # two lines: a figure that moves while a slider does is hard to watch
+        )
 
     def _seen(self, path: Path, name: str) -> tuple[Tensor | None, Keypoints | None, float]:
         "The candidates of a detector, and the milliseconds of its forward pass."
@@ -197,64 +326,127 @@ class HeatmapExplorer(PhotoExplorer):
         "All local maxima, best first."
         scores, points, _ = self.seen(path, name)
         every = Selection(EVERY, radius, subpixel=subpixel)
-        return extract(scores, every)[0] if points is None else select_points(points, self.size, every)
+        return (
+            extract(scores, every)[0] if points is None else select_points(points, self.size, every)
+        )
 
     def draw(self, changed: str | None) -> str:
         said, self.points = [], []
         for k in self.panels:
             name = self[f"detector{k}"]
             scores, points, ms = self.seen(self["image"], name)
-            if changed in ("image", f"detector{k}"): self.show_layers(k, scores)
+            if changed in ("image", f"detector{k}"):
+                self.show_layers(k, scores)
             highest = float((points.scores if scores is None else scores).max())
-            threshold = max(0., self["threshold"] * highest)
+            threshold = max(0.0, self["threshold"] * highest)
             ranked = self.ranked(self["image"], name, self["radius"], self["subpixel"])
             self.points.append(ranked.select(ranked.scores > threshold).top(self["limit"]))
             self.move(k, self.points[k].xy, self.points[k].scores)
             self.figure.layout.annotations[k].text = f"{escape(name)}: {len(self.points[k])} points"
             self.figure.layout.images[len(self.panels) + k].opacity = self["opacity"]
-            said.append(f"{name}: {len(self.points[k])} points above {threshold:.3g}, forward pass {ms:.0f} ms")
+            said.append(
+                f"{name}: {len(self.points[k])} points above {threshold:.3g}, forward pass {ms:.0f} ms"
+            )
         return " · ".join(said)
 
     def show_layers(self, k: int, scores: Tensor | None):
         self.repaint(to_pil(self.photograph), k)
         heat = len(self.panels) + k
         self.figure.layout.images[heat].visible = scores is not None
-        if scores is not None: self.repaint(colorize(scores[0]), heat)
+        if scores is not None:
+            self.repaint(colorize(scores[0]), heat)
 
 # %% ../nbs/16_widgets.ipynb #c19a-5b2c0001
 def losses_of(logits: Tensor, mask: Tensor) -> pd.DataFrame:
     "Each loss of logits against a mask [1, 1, H, W], every pixel valid: `value` is nan where it `needs` another kind of mask."
     valid = torch.ones_like(mask, dtype=torch.bool)
-    binary, peaks, strictly = bool(((mask == 0) | (mask == 1)).all()), bool(mask.max() > .999), bool(((mask > 0) & (mask < 1)).all())
-    rows = [("sigmoid focal", binary, lambda: sigmoid_focal(logits, mask), "of 0 and 1 alone"), ("penalty-reduced focal", peaks, lambda: penalty_focal(logits, mask), "that is 1 at keypoints"),
-            ("Bernoulli KL", strictly, lambda: bernoulli_kl(logits, mask), "strictly between 0 and 1"), ("Huber, δ .1", True, lambda: huber(logits, mask, valid), ""),
-            ("KL of softmax", True, lambda: kl(logits, mask, valid), ""), ("KL of normalised mask", bool(mask.sum() > 0), lambda: kl(logits, mask, valid, target="normalised"), "that is not all 0")]
-    return pd.DataFrame([(name, float(value()) if defined else float("nan"), "" if defined else f"a mask {needs}") for name, defined, value, needs in rows], columns=["loss", "value", "needs"])
+    binary, peaks, strictly = (
+        bool(((mask == 0) | (mask == 1)).all()),
+        bool(mask.max() > 0.999),
+        bool(((mask > 0) & (mask < 1)).all()),
+    )
+    rows = [
+        ("sigmoid focal", binary, lambda: sigmoid_focal(logits, mask), "of 0 and 1 alone"),
+        (
+            "penalty-reduced focal",
+            peaks,
+            lambda: penalty_focal(logits, mask),
+            "that is 1 at keypoints",
+        ),
+        ("Bernoulli KL", strictly, lambda: bernoulli_kl(logits, mask), "strictly between 0 and 1"),
+        ("Huber, δ .1", True, lambda: huber(logits, mask, valid), ""),
+        ("KL of softmax", True, lambda: kl(logits, mask, valid), ""),
+        (
+            "KL of normalised mask",
+            bool(mask.sum() > 0),
+            lambda: kl(logits, mask, valid, target="normalised"),
+            "that is not all 0",
+        ),
+    ]
+    return pd.DataFrame(
+        [
+            (
+                name,
+                float(value()) if defined else float("nan"),
+                "" if defined else f"a mask {needs}",
+            )
+            for name, defined, value, needs in rows
+        ],
+        columns=["loss", "value", "needs"],
+    )
 
 # %% ../nbs/16_widgets.ipynb #c20-7fd7b55c
 class MaskExplorer(PhotoExplorer):
     "The mask of a teacher's keypoints on photographs: binary, blob or smoothed, with a cross-section through one keypoint; with a student its prediction beside it."
-    reach = 24   # px that the cross-section shows to each side
 
-    def __init__(self, images: ImageSet, teacher: Detector, size: tuple[int, int] = (240, 320), student=None):
-        self.teacher, self.student, self.losses, blank = teacher, student, ipw.HTML(), torch.zeros(1, *size)
+    reach = 24  # px that the cross-section shows to each side
+
+    def __init__(
+        self, images: ImageSet, teacher: Detector, size: tuple[int, int] = (240, 320), student=None
+    ):
+        self.teacher, self.student, self.losses, blank = (
+            teacher,
+            student,
+            ipw.HTML(),
+            torch.zeros(1, *size),
+        )
         self.panels = 1 if student is None else 3
-        figure = fit(mask_figure(blank, prediction=None if student is None else blank), self.panels, size, share=.58)
-        super().__init__(figure, images, size, kind=choice("mask", ["blob", "binary", "smoothed"]),
-                         sigma=slider("σ", 2., .3, 10., .1), low=slider("low", .1, 0., 1., .05), high=slider("high", .9, 0., 1., .05), point=slider("keypoint", 0, 0, 0, 1))
+        figure = fit(
+            mask_figure(blank, prediction=None if student is None else blank),
+            self.panels,
+            size,
+            share=0.58,
+        )
+        super().__init__(
+            figure,
+            images,
+            size,
+            kind=choice("mask", ["blob", "binary", "smoothed"]),
+            sigma=slider("σ", 2.0, 0.3, 10.0, 0.1),
+            low=slider("low", 0.1, 0.0, 1.0, 0.05),
+            high=slider("high", 0.9, 0.0, 1.0, 0.05),
+            point=slider("keypoint", 0, 0, 0, 1),
+        )
         self.below.children = [self.losses]
 
     def target(self) -> Tensor:
         "The mask [1, H, W] that the controls describe; σ is for blobs, low and high for smoothing."
-        if self["kind"] == "binary": return binary_mask(self.xy, self.size)
-        if self["kind"] == "blob": return blob_mask(self.xy.round(), self.size, self["sigma"])
-        if self["low"] >= self["high"]: raise ValueError("low must lie below high")
+        if self["kind"] == "binary":
+            return binary_mask(self.xy, self.size)
+        if self["kind"] == "blob":
+            return blob_mask(self.xy.round(), self.size, self["sigma"])
+        if self["low"] >= self["high"]:
+            raise ValueError("low must lie below high")
         return smooth(blob_mask(self.xy, self.size, self["sigma"]), self["low"], self["high"])
 
     def draw(self, changed: str | None) -> str:
-        if changed == "image": self.open()
-        if changed == "kind" or changed == "image": self.enable()
-        if changed != "point": self.mask = self.target(); self.show_mask()
+        if changed == "image":
+            self.open()
+        if changed == "kind" or changed == "image":
+            self.enable()
+        if changed != "point":
+            self.mask = self.target()
+            self.show_mask()
         self.cut()
         return f"{len(self.xy)} keypoints of {self.teacher.name} · values {self.mask.min():.3f} to {self.mask.max():.3f}, mean {self.mask.mean():.4f}"
 
@@ -263,33 +455,46 @@ class MaskExplorer(PhotoExplorer):
         self.xy = self.teacher.detect(self.photograph[None])[0].xy.cpu()
         self.controls["point"].max = max(len(self.xy) - 1, 0)
         if self.student is not None:
-            with torch.inference_mode(): self.logits = self.student.model(self.photograph[None].to(self.student.device)).cpu().float()
+            with torch.inference_mode():
+                self.logits = (
+                    self.student.model(self.photograph[None].to(self.student.device)).cpu().float()
+                )
 
     def enable(self):
         self.controls["sigma"].disabled = self["kind"] == "binary"
-        for name in ("low", "high"): self.controls[name].disabled = self["kind"] != "smoothed"
+        for name in ("low", "high"):
+            self.controls[name].disabled = self["kind"] != "smoothed"
 
     def show_mask(self):
         self.repaint(colorize(self.mask, (0, 1)), 0)
-        if self.student is None: return
+        if self.student is None:
+            return
         self.repaint(colorize(self.logits[0].sigmoid(), (0, 1)), 1)
         self.repaint(colorize(self.logits[0].sigmoid() - self.mask, (-1, 1), DIVERGING), 2)
         losses = losses_of(self.logits, self.mask[None])
-        self.losses.value = listed(losses.assign(value=losses.value.map("{:.4g}".format).replace("nan", "–")))
+        self.losses.value = listed(
+            losses.assign(value=losses.value.map("{:.4g}".format).replace("nan", "–"))
+        )
 
     def cut(self):
         "The cross-section through the chosen keypoint, and where it lies."
         x, y = self.xy[self["point"]].round().int().tolist() if len(self.xy) else (0, 0)
-        for line in self.figure.data[:self.panels]: line.update(x=[x - self.reach, x + self.reach], y=[y, y])
+        for line in self.figure.data[: self.panels]:
+            line.update(x=[x - self.reach, x + self.reach], y=[y, y])
         shown = [self.mask] if self.student is None else [self.mask, self.logits[0].sigmoid()]
-        for curve, values in zip(self.figure.data[self.panels:], shown): curve.y = values[0, y].numpy()
-        axes = self.figure.layout[f"xaxis{self.panels + 1}"], self.figure.layout[f"yaxis{self.panels + 1}"]
+        for curve, values in zip(self.figure.data[self.panels :], shown):
+            curve.y = values[0, y].numpy()
+        axes = (
+            self.figure.layout[f"xaxis{self.panels + 1}"],
+            self.figure.layout[f"yaxis{self.panels + 1}"],
+        )
         axes[0].range, axes[1].title.text = [x - self.reach, x + self.reach], f"row {y}"
 
 # %% ../nbs/16_widgets.ipynb #c25a-7c1d0001
 def consistency_map(kind: str, logits: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
     "The terms of `losses.huber` or `losses.kl`, pixel by pixel and 0 where nothing is valid, of maps [1, 1, H, W]: the mean over valid pixels, or the sum, is the loss."
-    if kind == "huber": return F.huber_loss(logits.sigmoid(), mask, reduction="none", delta=.1) * valid
+    if kind == "huber":
+        return F.huber_loss(logits.sigmoid(), mask, reduction="none", delta=0.1) * valid
     goal = spatial_log_softmax(mask, valid).exp() * valid
     return F.kl_div(spatial_log_softmax(logits, valid), goal, reduction="none")
 
@@ -297,47 +502,122 @@ def consistency_map(kind: str, logits: Tensor, mask: Tensor, valid: Tensor) -> T
 class WarpExplorer(PhotoExplorer):
     "Photographs under a homography; the detector's points are found once and carried through it. Matches with a teacher; with a `student`, its consistency."
 
-    def __init__(self, images: ImageSet, detector: Detector, size: tuple[int, int] = (240, 320), student=None, seed: int = 0, correct: float = 3.0, sigma: float = 1.2):
+    def __init__(
+        self,
+        images: ImageSet,
+        detector: Detector,
+        size: tuple[int, int] = (240, 320),
+        student=None,
+        seed: int = 0,
+        correct: float = 3.0,
+        sigma: float = 1.2,
+    ):
         self.detector, self.student, self.correct, self.sigma = detector, student, correct, sigma
-        self.generator, self.drawn, self.said = torch.Generator().manual_seed(seed), torch.eye(3, dtype=torch.float64), {}
-        blank, none, self.extra = torch.zeros(1, *size), torch.zeros(0, 2), dict(matches=ipw.VBox(), consistency=ipw.VBox())
-        super().__init__(fit(warp_figure(blank, blank, blank, none, none), 3, size), images, size,
-                         rotation=slider("rotation °", 0., -180., 180., 1.), scale=slider("scale", 1., .3, 3., .05),
-                         tilt_x=slider("tilt x", 0., -.4, .4, .02, "share by which the left edge shrinks and the right one grows"),
-                         tilt_y=slider("tilt y", 0., -.4, .4, .02, "share by which the upper edge shrinks and the lower one grows"),
-                         right=slider("shift x", 0., -1., 1., .02), down=slider("shift y", 0., -1., 1., .02),
-                         random=toggle("random", "draw a homography as the training does"), matches=toggle("matches", "match the two views with LightGlue"),
-                         **({} if student is None else dict(consistency=choice("consistency", ["off", "huber", "kl"]))))
+        self.generator, self.drawn, self.said = (
+            torch.Generator().manual_seed(seed),
+            torch.eye(3, dtype=torch.float64),
+            {},
+        )
+        blank, none, self.extra = (
+            torch.zeros(1, *size),
+            torch.zeros(0, 2),
+            dict(matches=ipw.VBox(), consistency=ipw.VBox()),
+        )
+        super().__init__(
+            fit(warp_figure(blank, blank, blank, none, none), 3, size),
+            images,
+            size,
+            rotation=slider("rotation °", 0.0, -180.0, 180.0, 1.0),
+            scale=slider("scale", 1.0, 0.3, 3.0, 0.05),
+            tilt_x=slider(
+                "tilt x",
+                0.0,
+                -0.4,
+                0.4,
+                0.02,
+                "share by which the left edge shrinks and the right one grows",
+            ),
+            tilt_y=slider(
+                "tilt y",
+                0.0,
+                -0.4,
+                0.4,
+                0.02,
+                "share by which the upper edge shrinks and the lower one grows",
+            ),
+            right=slider("shift x", 0.0, -1.0, 1.0, 0.02),
+            down=slider("shift y", 0.0, -1.0, 1.0, 0.02),
+            random=toggle("random", "draw a homography as the training does"),
+            matches=toggle("matches", "match the two views with LightGlue"),
+            **(
+                {}
+                if student is None
+                else dict(consistency=choice("consistency", ["off", "huber", "kl"]))
+            ),
+        )
         self.below.children = list(self.extra.values())
 
     def H(self) -> Tensor:
         "The homography that the controls describe, [3, 3] float64, photograph to warp."
         x, y = self["tilt_x"] / 2, self["tilt_y"] / 2
-        tilt = torch.tensor([[y, x], [-y, -x], [y, x], [-y, -x]])    # corners clockwise from the origin
-        return homography(self.size, rotation=self["rotation"], scale=self["scale"], shift=(self["right"], self["down"]), tilt=tilt) @ self.drawn
+        tilt = torch.tensor(
+            [[y, x], [-y, -x], [y, x], [-y, -x]]
+        )  # corners clockwise from the origin
+        return (
+            homography(
+                self.size,
+                rotation=self["rotation"],
+                scale=self["scale"],
+                shift=(self["right"], self["down"]),
+                tilt=tilt,
+            )
+            @ self.drawn
+        )
 
     def sample(self) -> Tensor:
         "A homography from the training's own sampler while the button is down, else none."
-        return sample_homography(self.size, self.generator) if self["random"] else torch.eye(3, dtype=torch.float64)
+        return (
+            sample_homography(self.size, self.generator)
+            if self["random"]
+            else torch.eye(3, dtype=torch.float64)
+        )
 
     def draw(self, changed: str | None) -> str:
-        if changed == "image": self.open()
-        if changed == "random": self.drawn = self.sample()
-        if changed not in ("matches", "consistency"): self.controls["matches"].value = False; self.warp()
-        if changed == "matches" and self["matches"]: self.said["matches"] = self.show_matches()
-        if changed != "matches" and self.consistent: self.said["consistency"] = self.show_consistency()
-        asked = [name for name, on in (("matches", self["matches"]), ("consistency", self.consistent)) if on]
+        if changed == "image":
+            self.open()
+        if changed == "random":
+            self.drawn = self.sample()
+        if changed not in ("matches", "consistency"):
+            self.controls["matches"].value = False
+            self.warp()
+        if changed == "matches" and self["matches"]:
+            self.said["matches"] = self.show_matches()
+        if changed != "matches" and self.consistent:
+            self.said["consistency"] = self.show_consistency()
+        asked = [
+            name
+            for name, on in (("matches", self["matches"]), ("consistency", self.consistent))
+            if on
+        ]
         for name, box in self.extra.items():
-            if name not in asked: box.children = []
-        return " · ".join([f"{len(self.moved)} of {len(self.xy)} points stay inside", *(self.said[name] for name in asked)])
+            if name not in asked:
+                box.children = []
+        return " · ".join(
+            [
+                f"{len(self.moved)} of {len(self.xy)} points stay inside",
+                *(self.said[name] for name in asked),
+            ]
+        )
 
     @property
-    def consistent(self) -> bool: return self.student is not None and self["consistency"] != "off"
+    def consistent(self) -> bool:
+        return self.student is not None and self["consistency"] != "off"
 
     def open(self):
         "Find the photograph's points, and the student's logits, once."
         self.xy = self.detector.detect(self.photograph[None])[0].xy.cpu()
-        if self.student is not None: self.logits = self.predict(self.photograph)
+        if self.student is not None:
+            self.logits = self.predict(self.photograph)
         self.repaint(to_pil(self.photograph), 0)
         self.move(0, self.xy)
 
@@ -349,112 +629,210 @@ class WarpExplorer(PhotoExplorer):
         self.moved = moved[inside(moved, self.size)]
         self.repaint(to_pil(self.warped), 1)
         self.repaint(to_pil(self.valid[0]), 2)
-        for trace in (1, 2): self.move(trace, self.moved)
+        for trace in (1, 2):
+            self.move(trace, self.moved)
 
     def predict(self, image: Tensor) -> Tensor:
         "The student's logits [1, 1, H, W]."
-        with torch.inference_mode(): return self.student.model(image[None].to(self.student.device)).cpu().float()
+        with torch.inference_mode():
+            return self.student.model(image[None].to(self.student.device)).cpu().float()
 
     def show_matches(self) -> str:
-        if not hasattr(self.detector, "detect_and_describe"): raise ValueError(f"{self.detector.name} has no descriptors to match; choose a teacher: aliked, disk or superpoint")
-        one, two = (self.detector.detect_and_describe(image[None])[0] for image in (self.photograph, self.warped))
+        if not hasattr(self.detector, "detect_and_describe"):
+            raise ValueError(
+                f"{self.detector.name} has no descriptors to match; choose a teacher: aliked, disk or superpoint"
+            )
+        one, two = (
+            self.detector.detect_and_describe(image[None])[0]
+            for image in (self.photograph, self.warped)
+        )
         self.pairs = shared_lightglue(self.detector.name).match(one, two, self.size, self.size)
-        self.errors = (warp_points(one.xy[self.pairs[:, 0]], self.H()) - two.xy[self.pairs[:, 1]]).norm(dim=1)
+        self.errors = (
+            warp_points(one.xy[self.pairs[:, 0]], self.H()) - two.xy[self.pairs[:, 1]]
+        ).norm(dim=1)
         self.ends = one.xy, two.xy
-        lines = matches_figure(self.photograph, self.warped, *self.ends, self.pairs, self.errors, self.correct)
-        self.extra["matches"].children = [Figure(fit(lines, 1, (self.size[0], 2 * self.size[1]), most=900))]
+        lines = matches_figure(
+            self.photograph, self.warped, *self.ends, self.pairs, self.errors, self.correct
+        )
+        self.extra["matches"].children = [
+            Figure(fit(lines, 1, (self.size[0], 2 * self.size[1]), most=900))
+        ]
         kept = int((self.errors <= self.correct).sum())
         return f"LightGlue: {kept} matches kept, {len(self.pairs) - kept} rejected (farther than {self.correct:g} px)"
 
     def show_consistency(self) -> str:
-        kind, p2, carried = self["consistency"], self.predict(self.warped), warp_image(self.logits, self.H())
-        self.target = blob_mask(self.moved, self.size, self.sigma, .1, .9)[None]
+        kind, p2, carried = (
+            self["consistency"],
+            self.predict(self.warped),
+            warp_image(self.logits, self.H()),
+        )
+        self.target = blob_mask(self.moved, self.size, self.sigma, 0.1, 0.9)[None]
         self.terms = consistency_map(kind, carried, self.target, self.valid)
         loss = self.terms.sum() / (self.valid.sum().clamp_min(1) if kind == "huber" else 1)
-        predictions = self.logits[0].sigmoid(), carried[0].sigmoid() * self.valid[0], p2[0].sigmoid()
+        predictions = (
+            self.logits[0].sigmoid(),
+            carried[0].sigmoid() * self.valid[0],
+            p2[0].sigmoid(),
+        )
         highest = max(float(p.max()) for p in predictions)
-        self.show_maps([colorize(p, (0, highest)) for p in predictions] + [colorize(self.terms[0].abs())])
-        return f"{'Huber, mean of the map' if kind == 'huber' else 'KL, sum of the map'}: {loss:.4g}"
+        self.show_maps(
+            [colorize(p, (0, highest)) for p in predictions] + [colorize(self.terms[0].abs())]
+        )
+        return (
+            f"{'Huber, mean of the map' if kind == 'huber' else 'KL, sum of the map'}: {loss:.4g}"
+        )
 
     def show_maps(self, maps: list[Image.Image]):
         "The three predictions, which share one scale, and the consistency map: in the figure that is there, or in a new one."
         if self.extra["consistency"].children:
-            figure, = self.extra["consistency"].children
+            (figure,) = self.extra["consistency"].children
             with figure.batch_update():
-                for layer, new in zip(figure.layout.images, maps): layer.source = data_uri(new, quick=True)
+                for layer, new in zip(figure.layout.images, maps):
+                    layer.source = data_uri(new, quick=True)
         else:
-            figure = fit(panels(maps, ["p, on the image", "p carried through H", "p′, on the warp", "consistency map"], linked=False), 4, self.size)
-            self.extra["consistency"].children = [Figure(figure.update_layout({f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)}))]
+            figure = fit(
+                panels(
+                    maps,
+                    [
+                        "p, on the image",
+                        "p carried through H",
+                        "p′, on the warp",
+                        "consistency map",
+                    ],
+                    linked=False,
+                ),
+                4,
+                self.size,
+            )
+            self.extra["consistency"].children = [
+                Figure(
+                    figure.update_layout(
+                        {f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)}
+                    )
+                )
+            ]
 
 # %% ../nbs/16_widgets.ipynb #c30g-8e4f0002
 class TrainingExplorer(Explorer):
     "Curves of the runs in a folder (default: `outputs/`), and what each predicted epoch by epoch, where it kept that; `seconds` between two looks while following."
 
     def __init__(self, folder: str | Path | None = None, seconds: float = 5.0):
-        self.folder, self.seconds, self.task, self.pictures = Path(folder or outputs_dir()), seconds, None, ipw.HTML()
+        self.folder, self.seconds, self.task, self.pictures = (
+            Path(folder or outputs_dir()),
+            seconds,
+            None,
+            ipw.HTML(),
+        )
         button = ipw.Button(description="refresh")
         button.on_click(lambda _: self.redraw("refresh"))
-        super().__init__(go.Figure(), runs=ipw.SelectMultiple(description="runs", rows=4, style=dict(description_width="90px")), epoch=slider("epoch", 0, 0, 0, 1, "of the saved predictions"),
-                         refresh=button, follow=toggle("follow", "draw again whenever a run has written"))
+        super().__init__(
+            go.Figure(),
+            runs=ipw.SelectMultiple(
+                description="runs", rows=4, style=dict(description_width="90px")
+            ),
+            epoch=slider("epoch", 0, 0, 0, 1, "of the saved predictions"),
+            refresh=button,
+            follow=toggle("follow", "draw again whenever a run has written"),
+        )
         self.below.children = [self.pictures]
 
     def show(self, changed: str | None) -> str:
-        if changed in (None, "refresh"): self.find()
-        if changed == "follow": self.follow()
-        if changed in (None, "refresh", "runs"): self.draw()
-        if not self.controls["runs"].options: return f"{self.folder}: no run with a log.parquet in it; `make run` makes one"
+        if changed in (None, "refresh"):
+            self.find()
+        if changed == "follow":
+            self.follow()
+        if changed in (None, "refresh", "runs"):
+            self.draw()
+        if not self.controls["runs"].options:
+            return f"{self.folder}: no run with a log.parquet in it; `make run` makes one"
         return self.show_pictures() or "choose a run"
 
-    def name(self, log: Path) -> str: return log.parent.relative_to(self.folder).as_posix()
+    def name(self, log: Path) -> str:
+        return log.parent.relative_to(self.folder).as_posix()
 
     def times(self) -> dict[Path, int]:
         "When each run's log was written, the newest first."
-        return dict(sorted(((p, p.stat().st_mtime_ns) for p in self.folder.glob("*/phase*/log.parquet")), key=lambda item: -item[1]))
+        return dict(
+            sorted(
+                ((p, p.stat().st_mtime_ns) for p in self.folder.glob("*/phase*/log.parquet")),
+                key=lambda item: -item[1],
+            )
+        )
 
     def find(self):
         "Offer the runs that there are; the newest is chosen when none is."
         self.seen, before = self.times(), self["runs"]
         self.controls["runs"].options = [(self.name(log), log) for log in self.seen]
-        self.controls["runs"].value = [log for log in before if log in self.seen] or list(self.seen)[:1]
+        self.controls["runs"].value = [log for log in before if log in self.seen] or list(
+            self.seen
+        )[:1]
 
     def draw(self):
         "The curves of the chosen runs, in the figure that stands where it has the same panels and lines."
         logs = [pd.read_parquet(log).assign(run=self.name(log)) for log in self["runs"]]
         figure = curves(pd.concat(logs)).update_layout(width=WIDTH) if logs else go.Figure()
         shape = lambda f: [[t.name for t in f.data], [a.text for a in f.layout.annotations]]
-        if shape(figure) == shape(self.figure): refresh(self.figure, figure)
-        else: self.put(figure)
+        if shape(figure) == shape(self.figure):
+            refresh(self.figure, figure)
+        else:
+            self.put(figure)
         self.stage.layout.display = None if logs else "none"
 
     def show_pictures(self) -> str:
         "What the chosen runs predicted at the epoch of the slider, or the last one before it."
-        saved = {self.name(log): {int(p.stem[6:]): p for p in (log.parent/"predictions").glob("epoch_*.png")} for log in self["runs"]}
-        self.controls["epoch"].max = max((epoch for kept in saved.values() for epoch in kept), default=0)
-        chosen = {run: max((e for e in kept if e <= self["epoch"]), default=min(kept)) for run, kept in saved.items() if kept}
-        self.pictures.value = "".join(f'<p>{escape(run)}, epoch {epoch}</p><img alt="predictions of {escape(run)}" style="max-width: 100%" src="{data_uri(Image.open(saved[run][epoch]), quick=True)}">'
-                                      for run, epoch in chosen.items())
-        return " · ".join(f"{run}: " + (f"predictions of epoch {chosen[run]}" if kept else "no predictions/epoch_000.png, it keeps no pictures") for run, kept in saved.items())
+        saved = {
+            self.name(log): {
+                int(p.stem[6:]): p for p in (log.parent / "predictions").glob("epoch_*.png")
+            }
+            for log in self["runs"]
+        }
+        self.controls["epoch"].max = max(
+            (epoch for kept in saved.values() for epoch in kept), default=0
+        )
+        chosen = {
+            run: max((e for e in kept if e <= self["epoch"]), default=min(kept))
+            for run, kept in saved.items()
+            if kept
+        }
+        self.pictures.value = "".join(
+            f'<p>{escape(run)}, epoch {epoch}</p><img alt="predictions of {escape(run)}" style="max-width: 100%" src="{data_uri(Image.open(saved[run][epoch]), quick=True)}">'
+            for run, epoch in chosen.items()
+        )
+        return " · ".join(
+            f"{run}: "
+            + (
+                f"predictions of epoch {chosen[run]}"
+                if kept
+                else "no predictions/epoch_000.png, it keeps no pictures"
+            )
+            for run, kept in saved.items()
+        )
 
     def follow(self):
         "Begin to watch the logs, or end it."
-        if self.task: self.task.cancel()
+        if self.task:
+            self.task.cancel()
         self.task = asyncio.get_running_loop().create_task(self.watch()) if self["follow"] else None
 
     async def watch(self):
         while True:
             await asyncio.sleep(self.seconds)
-            if self.times() != self.seen: self.redraw("refresh")
+            if self.times() != self.seen:
+                self.redraw("refresh")
 
 # %% ../nbs/16_widgets.ipynb #c31b-9f5a0002
 def pair_protocol(name: str) -> PairProtocol | None:
     "The protocol of that name, if it measures pairs of planar sequences."
-    try: protocol = named(name)
-    except ValueError: return None
+    try:
+        protocol = named(name)
+    except ValueError:
+        return None
     return protocol if isinstance(protocol, PairProtocol) else None
+
 
 def build_measured(name: str, protocol: PairProtocol) -> Detector:
     "The detector that rows call `name`; a student is called by the last parts of its path under `outputs/`."
-    checkpoint = outputs_dir()/f"{name}.safetensors"
+    checkpoint = outputs_dir() / f"{name}.safetensors"
     return build(checkpoint if checkpoint.is_file() else name, protocol.selection)
 
 # %% ../nbs/16_widgets.ipynb #c31c-9f5a0003
@@ -463,71 +841,149 @@ class ResultsExplorer(Explorer):
 
     `sequences`: the set that was measured, or what `open_sequences` calls it. Raises ValueError when no row belongs to a protocol of pairs."""
 
-    def __init__(self, rows: pd.DataFrame | str | Path, sequences: SequenceSet | str = "auto", kept: Kept | None = None):
+    def __init__(
+        self,
+        rows: pd.DataFrame | str | Path,
+        sequences: SequenceSet | str = "auto",
+        kept: Kept | None = None,
+    ):
         rows = rows if isinstance(rows, pd.DataFrame) else read_metrics(rows)
-        self.rows = rows[rows.protocol.map(lambda name: pair_protocol(name) is not None)].reset_index(drop=True)
-        if self.rows.empty: raise ValueError("no rows of pairs among them: R1, R2, H1 and H2 measure pairs")
+        self.rows = rows[
+            rows.protocol.map(lambda name: pair_protocol(name) is not None)
+        ].reset_index(drop=True)
+        if self.rows.empty:
+            raise ValueError("no rows of pairs among them: R1, R2, H1 and H2 measure pairs")
         self.sequences = open_sequences(sequences) if isinstance(sequences, str) else sequences
         self.kept, self.list, self.views = kept or Kept(), ipw.HTML(), lru_cache(16)(self._views)
         blank, none = torch.zeros(1, 240, 320), torch.zeros(0, 2)
         measured = list(self.rows.groupby(["protocol", "set", "detector"], sort=False).groups)
-        figure = fit(repeats_figure(blank, blank, none, none, none[:, 0], none[:, 0]), 2, (240, 320))
-        super().__init__(figure, measured=choice("measured", [(" · ".join(key), key) for key in measured], width=460),
-                         order=choice("order", ["as measured", "worst first"]), pair=ipw.Select(description="pair", rows=6, style=dict(description_width="90px")),
-                         epsilon=slider("ε px", 3., .5, 10., .5))
+        figure = fit(
+            repeats_figure(blank, blank, none, none, none[:, 0], none[:, 0]), 2, (240, 320)
+        )
+        super().__init__(
+            figure,
+            measured=choice("measured", [(" · ".join(key), key) for key in measured], width=460),
+            order=choice("order", ["as measured", "worst first"]),
+            pair=ipw.Select(description="pair", rows=6, style=dict(description_width="90px")),
+            epsilon=slider("ε px", 3.0, 0.5, 10.0, 0.5),
+        )
         self.below.children = [self.list]
 
     def show(self, changed: str | None) -> str:
-        if changed in (None, "measured", "order"): self.offer_pairs()
+        if changed in (None, "measured", "order"):
+            self.offer_pairs()
         row = self.rows.loc[self["pair"]]
-        if changed != "epsilon": self.look(row)
+        if changed != "epsilon":
+            self.look(row)
         for side, (points, distances) in enumerate(zip(self.points, self.distances)):
-            for k, trace in enumerate(repeats_traces(points, distances, self["epsilon"])): self.figure.data[2 * side + k].update(x=trace.x, y=trace.y, customdata=trace.customdata)
+            for k, trace in enumerate(repeats_traces(points, distances, self["epsilon"])):
+                self.figure.data[2 * side + k].update(
+                    x=trace.x, y=trace.y, customdata=trace.customdata
+                )
         return " · ".join([self.counted(row), *self.doubts])
 
     def offer_pairs(self):
         "The pairs of the chosen rows, in the chosen order, as a menu; the first is chosen."
-        part = self.rows[(self.rows[["protocol", "set", "detector"]] == list(self["measured"])).all(axis=1)]
+        part = self.rows[
+            (self.rows[["protocol", "set", "detector"]] == list(self["measured"])).all(axis=1)
+        ]
         part = part.dropna(axis=1, how="all")
         self.metrics = [name for name in metric_names(part) if name in part]
         errors = self.metrics[0].endswith("error")
-        self.part = part if self["order"] == "as measured" else part.sort_values(self.metrics[0], ascending=not errors)
-        self.controls["pair"].options = [(f"{row.sequence} {row.pair}", i) for i, row in self.part.iterrows()]
+        self.part = (
+            part
+            if self["order"] == "as measured"
+            else part.sort_values(self.metrics[0], ascending=not errors)
+        )
+        self.controls["pair"].options = [
+            (f"{row.sequence} {row.pair}", i) for i, row in self.part.iterrows()
+        ]
         self.controls["pair"].index = 0
 
     def _views(self, protocol: str, detector: str, sequence: str):
         "The protocol, the detector, the sequence, and what the detector sees in each of its images."
         protocol = named(protocol)
-        detector, sequence = build_measured(detector, protocol), next(s for s in self.sequences if s.name == sequence)
-        return protocol, detector, sequence, look(detector, sequence, protocol.size, protocol.crop, protocol.resampling, protocol.descriptor, self.kept)
+        detector, sequence = (
+            build_measured(detector, protocol),
+            next(s for s in self.sequences if s.name == sequence),
+        )
+        return (
+            protocol,
+            detector,
+            sequence,
+            look(
+                detector,
+                sequence,
+                protocol.size,
+                protocol.crop,
+                protocol.resampling,
+                protocol.descriptor,
+                self.kept,
+            ),
+        )
 
     def look(self, row: pd.Series):
         "The points of a row's pair as its protocol counts them, and each one's distance to the nearest of the other view."
-        if row["set"] != self.sequences.name: raise ValueError(f"these pairs are of {row['set']}, and the open sequences of {self.sequences.name}: ResultsExplorer(rows, 'FOLDER') opens others")
+        if row["set"] != self.sequences.name:
+            raise ValueError(
+                f"these pairs are of {row['set']}, and the open sequences of {self.sequences.name}: ResultsExplorer(rows, 'FOLDER') opens others"
+            )
         protocol, detector, sequence, views = self.views(row.protocol, row.detector, row.sequence)
         k = int(row.pair.split("-")[1])
-        first, second, H = views[0], views[k - 1], adapt(sequence.homography(k), views[0].A, views[k - 1].A)
-        shared = shared_points(first.keypoints, second.keypoints, H, first.size, second.size, protocol.keep or protocol.selection.max_keypoints)
-        self.points = [p.xy.round().double() if getattr(protocol, "rounded", False) else p.xy.double() for p in shared]
+        first, second, H = (
+            views[0],
+            views[k - 1],
+            adapt(sequence.homography(k), views[0].A, views[k - 1].A),
+        )
+        shared = shared_points(
+            first.keypoints,
+            second.keypoints,
+            H,
+            first.size,
+            second.size,
+            protocol.keep or protocol.selection.max_keypoints,
+        )
+        self.points = [
+            p.xy.round().double() if getattr(protocol, "rounded", False) else p.xy.double()
+            for p in shared
+        ]
         self.distances = nearest_distances(warp_points(self.points[0], H), self.points[1])
-        self.images = [prepared(sequence, i, tuple(protocol.size), protocol.crop, protocol.resampling)[0] for i in (1, k)]
+        self.images = [
+            prepared(sequence, i, tuple(protocol.size), protocol.crop, protocol.resampling)[0]
+            for i in (1, k)
+        ]
         self.doubts = self.differences(row, protocol, detector)
-        for side, image in enumerate(self.images): self.place(side, to_pil(image))
+        for side, image in enumerate(self.images):
+            self.place(side, to_pil(image))
         self.show_list(row)
 
     def differences(self, row: pd.Series, protocol: PairProtocol, detector: Detector) -> list[str]:
         "What of a row's measurement is not what it is now."
-        seen = replace(self.sequences, sequences=tuple(s for s in self.sequences if s.name in set(self.part.sequence)))
-        then = dict(set_digest=seen.digest, version=getattr(detector, "version", ""), settings=protocol.settings())
+        seen = replace(
+            self.sequences,
+            sequences=tuple(s for s in self.sequences if s.name in set(self.part.sequence)),
+        )
+        then = dict(
+            set_digest=seen.digest,
+            version=getattr(detector, "version", ""),
+            settings=protocol.settings(),
+        )
         names = dict(set_digest="images", version="detector", settings="settings")
-        return [f"the row was measured with other {names[column]}" for column, now in then.items() if column in row and row[column] != now]
+        return [
+            f"the row was measured with other {names[column]}"
+            for column, now in then.items()
+            if column in row and row[column] != now
+        ]
 
     def place(self, side: int, shown):
         "Put a view, whose size may be another, into its panel."
         self.repaint(shown, side)
         self.figure.layout.images[side].update(sizex=shown.width, sizey=shown.height)
         axis = "axis" if side == 0 else "axis2"
-        self.figure.layout[f"x{axis}"].range, self.figure.layout[f"y{axis}"].range = [-.5, shown.width - .5], [shown.height - .5, -.5]
+        self.figure.layout[f"x{axis}"].range, self.figure.layout[f"y{axis}"].range = (
+            [-0.5, shown.width - 0.5],
+            [shown.height - 0.5, -0.5],
+        )
 
     def show_list(self, row: pd.Series):
         "The table of the pairs, the chosen one marked."
@@ -539,4 +995,8 @@ class ResultsExplorer(Explorer):
         near = torch.cat(self.distances) <= self["epsilon"]
         said = f"{row.sequence} {row.pair}: {int(near.sum())} of {len(near)} points repeat within {self['epsilon']:g} px, {near.double().mean().nan_to_num():.3f}"
         column = f"repeatability@{self['epsilon']:g}"
-        return said + (f"; the row says {row[column]:.3f}" if column in row and row[column] == row[column] else "")
+        return said + (
+            f"; the row says {row[column]:.3f}"
+            if column in row and row[column] == row[column]
+            else ""
+        )

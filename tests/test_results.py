@@ -1,4 +1,5 @@
 """Figures that can be traced and checked: HPatches' layout, kept predictions, own detectors, README's table."""
+
 import re
 from pathlib import Path
 
@@ -21,10 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def spfpn():
     "`spfpn ARGUMENTS`; returns what it printed."
+
     def call(*arguments, code=0):
         result = CliRunner().invoke(app, [str(a) for a in arguments])
         assert result.exit_code == code, result.output
         return result.output
+
     return call
 
 
@@ -32,13 +35,20 @@ def write_sequence(folder, photo, shift):
     "Six crops of a photograph, each moved by `shift` px from the one before, in HPatches' layout."
     folder.mkdir(parents=True)
     for k in range(6):
-        to_pil(photo[:, :160, shift * k:shift * k + 200]).convert("RGB").save(folder/f"{k + 1}.ppm")
-        if k: np.savetxt(folder/f"H_1_{k + 1}", translation(-shift * k, 0).numpy())
+        to_pil(photo[:, :160, shift * k : shift * k + 200]).convert("RGB").save(
+            folder / f"{k + 1}.ppm"
+        )
+        if k:
+            np.savetxt(folder / f"H_1_{k + 1}", translation(-shift * k, 0).numpy())
 
 
 @pytest.fixture(scope="module")
 def photo():
-    return torch.nn.functional.interpolate(torch.rand(1, 1, 40, 60, generator=torch.Generator().manual_seed(1)), size=(160, 240), mode="bicubic").clamp(0, 1)[0]
+    return torch.nn.functional.interpolate(
+        torch.rand(1, 1, 40, 60, generator=torch.Generator().manual_seed(1)),
+        size=(160, 240),
+        mode="bicubic",
+    ).clamp(0, 1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,8 @@ def miniature(tmp_path_factory, photo):
     "All of HPatches' 116 sequences as far as their number goes: eight with the names of the large ones."
     root = tmp_path_factory.mktemp("data")
     names = [*LARGE, *(f"i_{n}" for n in range(57 - 5)), *(f"v_{n}" for n in range(59 - 3))]
-    for name in names: write_sequence(root/"HPatches"/name, photo, 4)
+    for name in names:
+        write_sequence(root / "HPatches" / name, photo, 4)
     return root
 
 
@@ -55,45 +66,71 @@ def test_the_full_hpatches_and_the_540_pairs(miniature, monkeypatch):
     whole, small = open_sequences("hpatches"), open_sequences("hpatches-108")
     assert (whole.name, len(whole), whole.pair_count()) == ("HPatches", 116, 580)
     assert (small.name, len(small), small.pair_count()) == ("HPatches-108", 108, 540)
-    assert open_sequences("auto").name == "HPatches" and {s.name for s in whole} - {s.name for s in small} == set(LARGE)
+    assert open_sequences("auto").name == "HPatches" and {s.name for s in whole} - {
+        s.name for s in small
+    } == set(LARGE)
 
 
 def test_published_figures_stand_beside_a_full_run_only(miniature, monkeypatch, spfpn, outputs):
     monkeypatch.setenv("DATA_DIR", str(miniature))
     printed = spfpn("evaluate", "repeatability", "--detector", "harris", "--sequences", "hpatches")
     assert "Beside published figures" in printed and "rpautrat/SuperPoint" in printed
-    beside = beside_published(summarise(read_metrics(outputs/"metrics.parquet")))
-    assert beside[["split", "metric", "published"]].values.tolist() == [["i", "repeatability@3", .63], ["v", "repeatability@3", .755]]
-    assert (beside.here > .95).all() and set(beside.verdict) == {"outside ±0.03"}      # crops of one photograph are easier than HPatches
+    beside = beside_published(summarise(read_metrics(outputs / "metrics.parquet")))
+    assert beside[["split", "metric", "published"]].values.tolist() == [
+        ["i", "repeatability@3", 0.63],
+        ["v", "repeatability@3", 0.755],
+    ]
+    assert (beside.here > 0.95).all() and set(beside.verdict) == {
+        "outside ±0.03"
+    }  # crops of one photograph are easier than HPatches
 
 
 def test_published_figures_name_what_this_library_can_measure():
     from spfpn.protocols import named
+
     assert {named(name).name for name in PUBLISHED.protocol} == set(PUBLISHED.protocol)
 
 
-def test_what_is_kept_is_used_and_never_by_another_checkpoint(tmp_path, photo, spfpn, monkeypatch, outputs):
-    write_sequence(tmp_path/"few"/"v_one", photo, 8)
-    checkpoint = tmp_path/"run"/"phase1"/"best.safetensors"
+def test_what_is_kept_is_used_and_never_by_another_checkpoint(
+    tmp_path, photo, spfpn, monkeypatch, outputs
+):
+    write_sequence(tmp_path / "few" / "v_one", photo, 8)
+    checkpoint = tmp_path / "run" / "phase1" / "best.safetensors"
     looked = []
     heatmap = SPFPN.heatmap
-    monkeypatch.setattr(SPFPN, "heatmap", lambda self, images: looked.append(len(images)) or heatmap(self, images))
+    monkeypatch.setattr(
+        SPFPN, "heatmap", lambda self, images: looked.append(len(images)) or heatmap(self, images)
+    )
+
     def evaluate(*more):
         before = len(looked)
-        spfpn("evaluate", "repeatability", "--detector", checkpoint, "--sequences", tmp_path/"few", *more)
-        rows = read_metrics(outputs/"metrics.parquet")
+        spfpn(
+            "evaluate",
+            "repeatability",
+            "--detector",
+            checkpoint,
+            "--sequences",
+            tmp_path / "few",
+            *more,
+        )
+        rows = read_metrics(outputs / "metrics.parquet")
         return len(looked) - before, rows[rows.detector == "run/phase1/best"].reset_index(drop=True)
-    torch.manual_seed(0); save(SPFPN(channels=8), checkpoint)
+
+    torch.manual_seed(0)
+    save(SPFPN(channels=8), checkpoint)
     count, first = evaluate()
     assert count == 6 and first.version.nunique() == 1 and first.set_digest.nunique() == 1
     count, again = evaluate()
     assert count == 0
     pd.testing.assert_frame_equal(first, again)
-    assert evaluate("--again")[0] == 6                                                 # when asked to
-    torch.manual_seed(1); save(SPFPN(channels=8), checkpoint)                          # the same name and place, other weights
+    assert evaluate("--again")[0] == 6  # when asked to
+    torch.manual_seed(1)
+    save(SPFPN(channels=8), checkpoint)  # the same name and place, other weights
     count, other = evaluate()
     assert count == 6 and other.version[0] != first.version[0]
-    to_pil(photo[:, :160, :200] * .9).convert("RGB").save(tmp_path/"few"/"v_one"/"1.ppm")   # the same file name, other pixels
+    to_pil(photo[:, :160, :200] * 0.9).convert("RGB").save(
+        tmp_path / "few" / "v_one" / "1.ppm"
+    )  # the same file name, other pixels
     count, moved = evaluate()
     assert count == 6 and moved.set_digest[0] != other.set_digest[0]
 
@@ -101,29 +138,63 @@ def test_what_is_kept_is_used_and_never_by_another_checkpoint(tmp_path, photo, s
 def test_versions_can_be_checked_by_hand(tmp_path):
     import hashlib
     from spfpn.detectors import build
-    path = save(SPFPN(channels=8), tmp_path/"best.safetensors")
+
+    path = save(SPFPN(channels=8), tmp_path / "best.safetensors")
     assert build(path).version == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def test_any_function_is_a_detector(tmp_path, spfpn, monkeypatch, outputs):
     """The bundled Shi-Tomasi, written by a stranger in five lines, gets the bundled Shi-Tomasi's figures."""
-    (tmp_path/"mine.py").write_text("""import cv2, numpy as np
+    (tmp_path / "mine.py").write_text("""import cv2, numpy as np
 def corners(image):
     response = cv2.cornerMinEigenVal(image, 5)
     y, x = np.nonzero(response > 0)
     return np.stack([x, y, response[y, x]], 1)
 """)
     monkeypatch.chdir(tmp_path)
-    spfpn("evaluate", "repeatability", "--detector", "shi", "--detector", f"{tmp_path/'mine.py'}:corners", "--detector", "mine:corners", "--sequences", "warped-samples", "--limit", 1)
-    rows = read_metrics(outputs/"metrics.parquet").set_index("detector")["repeatability@3"]
-    mine = [rows[name].tolist() for name in ("shi", f"{tmp_path/'mine.py'}:corners", "mine:corners")]
+    spfpn(
+        "evaluate",
+        "repeatability",
+        "--detector",
+        "shi",
+        "--detector",
+        f"{tmp_path / 'mine.py'}:corners",
+        "--detector",
+        "mine:corners",
+        "--sequences",
+        "warped-samples",
+        "--limit",
+        1,
+    )
+    rows = read_metrics(outputs / "metrics.parquet").set_index("detector")["repeatability@3"]
+    mine = [
+        rows[name].tolist() for name in ("shi", f"{tmp_path / 'mine.py'}:corners", "mine:corners")
+    ]
     assert mine[0] == mine[1] == mine[2]
-    assert "no such file" in spfpn("evaluate", "repeatability", "--detector", "nowhere.py", "--sequences", "warped-samples", code=2)
+    assert "no such file" in spfpn(
+        "evaluate",
+        "repeatability",
+        "--detector",
+        "nowhere.py",
+        "--sequences",
+        "warped-samples",
+        code=2,
+    )
 
 
 def test_compare_and_results_read_what_was_measured(tmp_path, photo, spfpn):
-    for k in range(6): write_sequence(tmp_path/"six"/f"v_{k}", photo, 4)
-    spfpn("evaluate", "repeatability", "--detector", "harris", "--detector", "fast", "--sequences", tmp_path/"six")
+    for k in range(6):
+        write_sequence(tmp_path / "six" / f"v_{k}", photo, 4)
+    spfpn(
+        "evaluate",
+        "repeatability",
+        "--detector",
+        "harris",
+        "--detector",
+        "fast",
+        "--sequences",
+        tmp_path / "six",
+    )
     told = spfpn("compare", "harris", "random")
     assert "R1" in told and "can be told from zero" in told and "cannot" not in told
     assert "R1 on six" in spfpn("results")
@@ -133,22 +204,27 @@ def test_compare_and_results_read_what_was_measured(tmp_path, photo, spfpn):
 
 
 def test_stability_of_a_moving_camera(tmp_path, photo, spfpn, outputs):
-    (tmp_path/"frames").mkdir()
-    for k in range(4): to_pil(photo[:, :120, 3 * k:3 * k + 160]).save(tmp_path/"frames"/f"{k}.png")
-    told = spfpn("evaluate", "stability", "--detector", "harris", "--frames", tmp_path/"frames")
-    rows = read_metrics(outputs/"metrics.parquet")
+    (tmp_path / "frames").mkdir()
+    for k in range(4):
+        to_pil(photo[:, :120, 3 * k : 3 * k + 160]).save(tmp_path / "frames" / f"{k}.png")
+    told = spfpn("evaluate", "stability", "--detector", "harris", "--frames", tmp_path / "frames")
+    rows = read_metrics(outputs / "metrics.parquet")
     means = rows.groupby("detector")[["stability", "drift"]].mean()
-    assert "T1 on frames" in told and means.stability["harris"] > .9 > .5 > means.stability["random"] and means.drift["harris"] < .5
+    assert (
+        "T1 on frames" in told
+        and means.stability["harris"] > 0.9 > 0.5 > means.stability["random"]
+        and means.drift["harris"] < 0.5
+    )
     assert list(rows[rows.detector == "harris"]["pair"]) == ["1-2", "2-3", "3-4"]
 
 
 def test_readme_is_made_from_measured_rows():
     "Every table of results in README names its rows, and no other figure of a detector stands there."
-    text = (ROOT/"README.md").read_text(encoding="utf-8")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     tables = re.findall(r"<!-- table: (\S+) (\S+) (\S+) (.*?) -->\n\n((?:\|.*\n)+)", text)
     assert tables
     for file, protocol, name, _, table in tables:
-        rows = read_metrics(ROOT/"nbs"/file).query("protocol == @protocol and set == @name")
+        rows = read_metrics(ROOT / "nbs" / file).query("protocol == @protocol and set == @name")
         headline = table.splitlines()[0].split("|")[2].strip()
         for line in table.splitlines()[2:]:
             detector, figure = (cell.strip() for cell in line.split("|")[1:3])
@@ -156,27 +232,64 @@ def test_readme_is_made_from_measured_rows():
 
 
 def test_detectors_of_one_name_are_not_measured_as_one(spfpn, tmp_path):
-    for part in ("a", "b"): save(SPFPN(channels=8), tmp_path/part/"previous"/"phase2"/"best.safetensors")
-    both = [part for name in ("a", "b") for part in ("--detector", tmp_path/name/"previous"/"phase2"/"best.safetensors")]
-    assert "are both called previous/phase2/best" in spfpn("evaluate", "repeatability", "--sequences", "warped-samples", "--limit", 1, *both, "--out", tmp_path/"m.parquet", code=2)
+    for part in ("a", "b"):
+        save(SPFPN(channels=8), tmp_path / part / "previous" / "phase2" / "best.safetensors")
+    both = [
+        part
+        for name in ("a", "b")
+        for part in ("--detector", tmp_path / name / "previous" / "phase2" / "best.safetensors")
+    ]
+    assert "are both called previous/phase2/best" in spfpn(
+        "evaluate",
+        "repeatability",
+        "--sequences",
+        "warped-samples",
+        "--limit",
+        1,
+        *both,
+        "--out",
+        tmp_path / "m.parquet",
+        code=2,
+    )
 
 
 def test_the_interval_is_the_headlines_or_none():
-    rows = pd.DataFrame([dict(protocol="S2", set="shapes-clean", detector="none", sequence=f"cube_{i}", kind="cube", pair="1", corners=i, detections=0, localized=0, localization_error=np.nan) for i in range(3)])
+    rows = pd.DataFrame(
+        [
+            dict(
+                protocol="S2",
+                set="shapes-clean",
+                detector="none",
+                sequence=f"cube_{i}",
+                kind="cube",
+                pair="1",
+                corners=i,
+                detections=0,
+                localized=0,
+                localization_error=np.nan,
+            )
+            for i in range(3)
+        ]
+    )
     table = summarise(rows).query("split == 'all'")
     assert table[["low", "high"]].isna().all(axis=None)
 
 
-def test_photographs_of_one_name_in_two_folders_are_two_sequences_and_unreadable_ones_are_left_out(tmp_path, photo):
-    for name in ("a/1.png", "b/1.png", "c/2.png"): (tmp_path/name).parent.mkdir(); to_pil(photo).save(tmp_path/name)
-    (tmp_path/"c"/"2.png").write_bytes(b"")
+def test_photographs_of_one_name_in_two_folders_are_two_sequences_and_unreadable_ones_are_left_out(
+    tmp_path, photo
+):
+    for name in ("a/1.png", "b/1.png", "c/2.png"):
+        (tmp_path / name).parent.mkdir()
+        to_pil(photo).save(tmp_path / name)
+    (tmp_path / "c" / "2.png").write_bytes(b"")
     found = warped_folder(tmp_path, share=0.99)
     assert {s.name for s in found} == {"i_a/1", "v_a/1", "i_b/1", "v_b/1"}
-    assert len(warped_folder(tmp_path/"a", share=0.5)) == 2
+    assert len(warped_folder(tmp_path / "a", share=0.5)) == 2
 
 
 def test_what_is_measured_was_held_back(tmp_path, photo):
-    for i in range(40): to_pil(photo[:, :32, :32]).save(tmp_path/f"{i}.png")
+    for i in range(40):
+        to_pil(photo[:, :32, :32]).save(tmp_path / f"{i}.png")
     for share in (0.05, 0.2):
         names = {s.name[2:] + ".png" for s in open_sequences(f"warped:{tmp_path}", share=share)}
         assert names == set(held_back([f"{i}.png" for i in range(40)], share))

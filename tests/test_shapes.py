@@ -1,4 +1,5 @@
 """Synthetic Shapes: what a user would miss if it broke."""
+
 import numpy as np
 import pytest
 import torch
@@ -18,17 +19,19 @@ def test_image_in_range_and_corners_inside(kind):
 
 def test_corner_coordinates_keep_the_half_pixel():
     _, xy = reduce(np.zeros((80, 80), np.uint8), [[0, 0], [43.5, 11.5], [80, 40]], (10, 10))
-    assert np.allclose(xy, [[5, 1]])          # the others lie beyond the centres of the outermost pixels
+    assert np.allclose(xy, [[5, 1]])  # the others lie beyond the centres of the outermost pixels
 
 
 def test_a_covered_corner_is_no_corner_but_a_shared_one_is():
     canvas = Canvas(np.random.default_rng(0), (400, 400))
     canvas.polygon([(50, 50), (150, 50), (150, 150), (50, 150)], 255)
-    canvas.polygon([(150, 50), (250, 50), (250, 150), (150, 150)], 0)     # a neighbouring cell: two corners shared
+    canvas.polygon(
+        [(150, 50), (250, 50), (250, 150), (150, 150)], 0
+    )  # a neighbouring cell: two corners shared
     assert len(canvas.corners) == 6
-    canvas.line((50, 150), (50, 300), 128, 10)                              # starts at a corner, hides none
+    canvas.line((50, 150), (50, 300), 128, 10)  # starts at a corner, hides none
     assert len(canvas.corners) == 7
-    canvas.polygon([(10, 10), (390, 10), (390, 390), (10, 390)], 60)       # hides all
+    canvas.polygon([(10, 10), (390, 10), (390, 390), (10, 390)], 60)  # hides all
     assert sorted(canvas.corners.tolist()) == [[10, 10], [10, 390], [390, 10], [390, 390]]
 
 
@@ -38,7 +41,10 @@ def test_mixture_has_the_weights_and_repeats():
     assert all(abs(counts[kind] - 5 * WEIGHTS[kind]) <= 1 for kind in KINDS)
     mixture.cache_clear()
     again = mixture(33, seed=3)
-    assert all(torch.equal(a.image, b.image) and torch.equal(a.corners, b.corners) for a, b in zip(shapes, again))
+    assert all(
+        torch.equal(a.image, b.image) and torch.equal(a.corners, b.corners)
+        for a, b in zip(shapes, again)
+    )
 
 
 def test_unknown_kind_names_the_known_ones():

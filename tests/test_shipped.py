@@ -1,4 +1,5 @@
 "The students inside the package: there, small, as their cards say, and worth their places."
+
 from dataclasses import replace
 
 import pytest
@@ -16,42 +17,76 @@ from spfpn.training import _meta
 
 
 # what differs from the profile small, and the megabytes that it may have
-STUDENTS = {"spfpn-s": (dict(views="8", shapes_weight="0.5", phase2_epochs="16"), 3),   # of the second time of phase 2
-             "spfpn-l": (dict(backbone="mobilenetv3_large_100", levels="4", fpn_channels="64", views="4", phase2_epochs="28", shapes_weight_end="1"), 7)}
+STUDENTS = {
+    "spfpn-s": (
+        dict(views="8", shapes_weight="0.5", phase2_epochs="16"),
+        3,
+    ),  # of the second time of phase 2
+    "spfpn-l": (
+        dict(
+            backbone="mobilenetv3_large_100",
+            levels="4",
+            fpn_channels="64",
+            views="4",
+            phase2_epochs="28",
+            shapes_weight_end="1",
+        ),
+        7,
+    ),
+}
 every_student = pytest.mark.parametrize("name", STUDENTS)
 
 
-def test_these_are_all(): assert set(shipped()) == set(STUDENTS)
+def test_these_are_all():
+    assert set(shipped()) == set(STUDENTS)
 
 
 @every_student
 def test_it_is_small_and_has_a_card_of_its_own(name):
     path, (_, megabytes) = shipped()[name], STUDENTS[name]
-    card = (WEIGHTS/f"{name}.md").read_text(encoding="utf-8")
+    card = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
     assert path.stat().st_size <= megabytes * 1e6
     assert digest(path) in card, "the card is of another file"
     header = read_header(path)
-    assert header["config"]["backbone"] in card and header["settings"]["teacher"] in ("aliked", "disk"), "a teacher whose licence permits it"
+    assert header["config"]["backbone"] in card and header["settings"]["teacher"] in (
+        "aliked",
+        "disk",
+    ), "a teacher whose licence permits it"
 
 
 @every_student
 def test_the_profile_small_is_how_it_was_made_but_for_what_its_card_changes(name):
     header, profile = read_header(shipped()[name]), load_profile("small", STUDENTS[name][0])
-    made = _meta(Settings())["settings"] | header["settings"]   # a setting that came later than the student has its default, which changes nothing
+    made = (
+        _meta(Settings())["settings"] | header["settings"]
+    )  # a setting that came later than the student has its default, which changes nothing
     assert header["phase"] == "phase2" and made == _meta(profile)["settings"]
-    card = (WEIGHTS/f"{name}.md").read_text(encoding="utf-8")
+    card = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
     changes = {f"{key}={value}" for key, value in STUDENTS[name][0].items()}
-    commands = [set(line.split()) for line in card.splitlines() if line.startswith("spfpn ") and "--profile small" in line]
-    assert any({word for word in command if "=" in word} == changes | {"images=FOLDER"} for command in commands), "no command of the card makes this student"
+    commands = [
+        set(line.split())
+        for line in card.splitlines()
+        if line.startswith("spfpn ") and "--profile small" in line
+    ]
+    assert any(
+        {word for word in command if "=" in word} == changes | {"images=FOLDER"}
+        for command in commands
+    ), "no command of the card makes this student"
 
 
-def test_the_card_names_the_student_that_phase_2_began_with(): assert read_header(shipped()["spfpn-s"])["begun_with"] in (WEIGHTS/"spfpn-s.md").read_text(encoding="utf-8")
+def test_the_card_names_the_student_that_phase_2_began_with():
+    assert read_header(shipped()["spfpn-s"])["begun_with"] in (WEIGHTS / "spfpn-s.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @every_student
 def test_it_finds_most_of_its_keypoints_again(name):
-    scenes = warped_samples(limit=4)   # light and viewpoint of two held-back photographs
-    ours, chance = (R1.run(build(detector, R1.selection), scenes)["repeatability@3"].mean() for detector in (name, "random"))
+    scenes = warped_samples(limit=4)  # light and viewpoint of two held-back photographs
+    ours, chance = (
+        R1.run(build(detector, R1.selection), scenes)["repeatability@3"].mean()
+        for detector in (name, "random")
+    )
     assert ours > 0.6 and chance < 0.25
 
 
@@ -68,9 +103,15 @@ def test_it_finds_them_in_the_dark(name):
     photos = sample_images()
     images = torch.stack([photos.load(i, (240, 320))[0] for i in range(3)])
     detector = build(name, Selection(max_keypoints=200))
-    def within(a, b): return (torch.cdist(a.xy, b.xy).amin(1) < 3).float().mean().item()
-    found = [within(a, b) for a, b in zip(detector.detect(images), detector.detect((images * 255 / 8).round() / 255))]
-    assert sum(found) / len(found) > 0.8   # .62 when the network sees the images as they are
+
+    def within(a, b):
+        return (torch.cdist(a.xy, b.xy).amin(1) < 3).float().mean().item()
+
+    found = [
+        within(a, b)
+        for a, b in zip(detector.detect(images), detector.detect((images * 255 / 8).round() / 255))
+    ]
+    assert sum(found) / len(found) > 0.8  # .62 when the network sees the images as they are
 
 
 def test_it_is_the_default_and_finds_the_same_in_grey_and_in_halves_of_a_batch():

