@@ -34,5 +34,5 @@ def write_notebook():
 def outputs(tmp_path_factory, monkeypatch):
     "What a command leaves in outputs/ lies in a folder of the test's own."
     folder = tmp_path_factory.mktemp("outputs")
-    monkeypatch.setattr("spfpn.settings.outputs_dir", lambda: folder)
+    monkeypatch.setattr("spfpn.core.files.outputs_dir", lambda: folder)
     return folder

@@ -13,16 +13,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from spfpn import images as images_module
-from spfpn.images import ImageError, folder_images, printable, read_homography, read_image, to_gray
-from spfpn.keypoints import Keypoints, Selection, extract
-from spfpn.labels import LabelError, LabelStore, label_images, skipped_images
-from spfpn.report import write_report
-from spfpn.settings import TYPES, Settings, SettingsError, load_profile
-from spfpn.workbook import record
+from spfpn.apps.workbook import record
+from spfpn.core.files import printable_path
+from spfpn.core.settings import TYPES, Settings, SettingsError, load_profile
+from spfpn.data.images import ImageError, folder_images, read_image, to_gray
+from spfpn.data.sequences import read_homography
+from spfpn.features.keypoints import Selection, extract_keypoints
+from spfpn.labels.labeling import label_images, skipped_images
+from spfpn.labels.store import LabelError, LabelStore
+from spfpn.show.report import write_report
 
 ODD = (
     "a \"quoted\" & 'single' name.png",
@@ -44,7 +47,7 @@ class Brightness:
         return images
 
     def points(self, scores):
-        return extract(scores, self.selection)
+        return extract_keypoints(scores, self.selection)
 
 
 def label(folder: Path, out: Path, **options):
@@ -224,7 +227,7 @@ def test_a_decompression_bomb_has_a_message_of_its_own(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(
             ImageError,
-            match=f"{name}: more than 100,000,000 pixels, and not unpacked for that; make it smaller, or raise spfpn.images.MOST_PIXELS",
+            match=f"{name}: more than 100,000,000 pixels, and not unpacked for that; make it smaller, or raise spfpn.data.images.MAX_PIXELS",
         ):
             read_image(tmp_path / name)
     Image.new("1", (11_000, 10_000)).save(tmp_path / "real.png")
@@ -232,10 +235,10 @@ def test_a_decompression_bomb_has_a_message_of_its_own(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match="more than 100,000,000 pixels"):
         read_image(tmp_path / "real.png")
     Image.new("L", (10, 11)).save(tmp_path / "small.png")
-    monkeypatch.setattr(images_module, "MOST_PIXELS", 100)
+    monkeypatch.setattr("spfpn.data.images.MAX_PIXELS", 100)
     with pytest.raises(ImageError, match="more than 100 pixels"):
         read_image(tmp_path / "small.png")
-    monkeypatch.setattr(images_module, "MOST_PIXELS", 110)
+    monkeypatch.setattr("spfpn.data.images.MAX_PIXELS", 110)
     assert read_image(tmp_path / "small.png").shape == (1, 11, 10)
 
 
@@ -262,7 +265,7 @@ def folder(tmp_path):
 
 def test_what_can_be_read_is_labelled_and_the_rest_counted_and_named(folder, tmp_path):
     store = label(folder, tmp_path / "out")
-    assert sorted(store.ids) == sorted(map(printable, ODD)), "each once"
+    assert sorted(store.ids) == sorted(map(printable_path, ODD)), "each once"
     skipped = skipped_images(store)
     assert sorted(skipped) == sorted([*(f"{kind}.jpg" for kind in BROKEN), "bomb.png"])
     assert (

@@ -22,11 +22,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from spfpn.images import warped_samples
-from spfpn.model import SPFPN, save
-from spfpn.protocols import R1
-from spfpn.results import evaluate
-from spfpn.views import Kept
+from spfpn.data.sequences import warped_sample_sequences
+from spfpn.evaluate.protocol import PredictionCache
+from spfpn.evaluate.repeatability import R1
+from spfpn.evaluate.results import evaluate_detectors
+from spfpn.models.spfpn import SPFPN, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = os.environ.get("CHROMIUM") or next(
@@ -44,10 +44,11 @@ SETTINGS = {
 
 SMALL = (
     """
-from spfpn.detectors import build
-from spfpn.images import sample_images
-from spfpn.keypoints import Selection
-from spfpn.widgets import HeatmapExplorer, WarpExplorer
+from spfpn.features.factory import make_detector
+from spfpn.data.images import sample_images
+from spfpn.features.keypoints import Selection
+from spfpn.show.image_explorers import HeatmapExplorer
+from spfpn.show.warp_explorer import WarpExplorer
 harris = build("harris", Selection(max_keypoints=50))""",
     "heatmaps = HeatmapExplorer(sample_images(limit=2), [harris, build('shi')], (96, 128))\nheatmaps.widget",
     "heatmaps.controls['radius'].value = 8",
@@ -398,15 +399,15 @@ def explore(chromium, tmp_path_factory):
     for folder in (project / "nbs", phase / "predictions"):
         folder.mkdir(parents=True)
     (project / "settings.ini").write_text("[paths]\noutputs = outputs\n")
-    save(SPFPN(channels=8), phase / "best.safetensors")
+    save_checkpoint(SPFPN(channels=8), phase / "best.safetensors")
     write_log(project / "outputs", 2)
     Image.new("L", (64, 48), 128).save(phase / "predictions" / "epoch_000.png")
-    evaluate(
+    evaluate_detectors(
         ["harris"],
         [R1],
-        warped_samples(2),
+        warped_sample_sequences(2),
         project / "outputs" / "seen" / "metrics.parquet",
-        kept=Kept(project / "outputs" / "predictions"),
+        kept=PredictionCache(project / "outputs" / "predictions"),
     )
     write(
         project / "nbs" / "explore.ipynb",

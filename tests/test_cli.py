@@ -12,10 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import spfpn
-from spfpn.cli import app
-from spfpn.images import digest
-from spfpn.labels import LabelStore
-from spfpn.model import SPFPN, load, save
+from spfpn.apps.cli import app
+from spfpn.core.files import content_digest
+from spfpn.labels.store import LabelStore
+from spfpn.models.spfpn import SPFPN, load_checkpoint, save_checkpoint
 
 
 def call(*arguments):
@@ -36,11 +36,11 @@ def photo(tmp_path):
 @pytest.fixture
 def student(tmp_path):
     torch.manual_seed(0)
-    return save(SPFPN(pretrained=False), tmp_path / "student.safetensors")
+    return save_checkpoint(SPFPN(pretrained=False), tmp_path / "student.safetensors")
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
-    code = "import sys; from spfpn.cli import app; sys.exit(bool({'torch', 'pandas', 'plotly', 'papermill'} & sys.modules.keys()))"
+    code = "import sys; from spfpn.apps.cli import app; sys.exit(bool({'torch', 'pandas', 'plotly', 'papermill'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     result = call("--help")
     assert result.exit_code == 0
@@ -89,17 +89,17 @@ def test_debug_shows_the_way(monkeypatch):
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("spfpn.cli._settings", lambda *_: 1 / 0)
+    monkeypatch.setattr("spfpn.apps.cli._settings", lambda *_: 1 / 0)
     assert isinstance(call("run").exception, ZeroDivisionError)
 
 
 def test_a_failing_notebook_is_exit_code_1(monkeypatch):
-    from spfpn.workbook import WorkbookError
+    from spfpn.apps.workbook import WorkbookError
 
     def fail(*_):
         raise WorkbookError("02_phase1.ipynb failed in cell 4")
 
-    monkeypatch.setattr("spfpn.workbook.run_workbook", fail)
+    monkeypatch.setattr("spfpn.apps.workbook.run_workbook", fail)
     result = call("run")
     assert result.exit_code == 1 and "failed in cell 4" in result.output
 
@@ -107,7 +107,7 @@ def test_a_failing_notebook_is_exit_code_1(monkeypatch):
 def test_run_hands_over_settings_and_name(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "spfpn.workbook.run_workbook",
+        "spfpn.apps.workbook.run_workbook",
         lambda settings, name: seen.append((settings.seed, settings.teacher, name)),
     )
     assert call("run", "-p", "seed=4", "-p", "teacher=disk", "--out", "mine").exit_code == 0
@@ -138,8 +138,8 @@ def test_label_and_train_leave_a_student(tmp_path):
         assert result.exit_code == 0, result.output
     assert len(LabelStore(tmp_path / "labels")) == 3 and len(LabelStore(tmp_path / "pairs")) == 2
     assert (
-        load(tmp_path / "phase1" / "best.safetensors").low == 0
-        and load(tmp_path / "phase2" / "best.safetensors").low == 0.1
+        load_checkpoint(tmp_path / "phase1" / "best.safetensors").low == 0
+        and load_checkpoint(tmp_path / "phase2" / "best.safetensors").low == 0.1
     )
     again = call("train", "phase1", "--out", tmp_path, *few, "-p", "phase1_lr=0.5")
     assert again.exit_code == 1 and "begun with other settings" in again.output
@@ -175,10 +175,10 @@ def test_a_student_learns_from_its_own_labels_without_pairs(tmp_path):
     made = LabelStore(tmp_path / "own").settings()
     assert (
         made["teacher"].endswith("phase1/best")
-        and made["weights"] == digest(tmp_path / "phase1" / "best.safetensors")
+        and made["weights"] == content_digest(tmp_path / "phase1" / "best.safetensors")
         and made["adaptation"] == 3
     )
-    after = load(tmp_path / "phase2" / "best.safetensors")
+    after = load_checkpoint(tmp_path / "phase2" / "best.safetensors")
     assert (after.low, after.high) == (0, 1), "the scale of phase 1"
     seen = (
         pd.read_parquet(tmp_path / "phase2" / "log.parquet")
@@ -191,7 +191,7 @@ def test_a_student_learns_from_its_own_labels_without_pairs(tmp_path):
     without = call("train", "phase2", "--out", tmp_path, *few, "-p", "phase2_loss=kl")
     assert without.exit_code == 1 and "phase2_loss=kl learns from them" in without.output
     after.low, after.high = 0.1, 0.9
-    save(after, tmp_path / "paired.safetensors")
+    save_checkpoint(after, tmp_path / "paired.safetensors")
     refused = call(
         "train", "phase2", "--out", tmp_path, "--start", tmp_path / "paired.safetensors", *few
     )
@@ -257,8 +257,8 @@ def test_detect_names_the_broken_file_and_reads_the_others(photo, tmp_path):
 
 
 def test_detect_without_a_student_says_how_to_get_one(photo, tmp_path, monkeypatch):
-    monkeypatch.setattr("spfpn.settings.outputs_dir", lambda: tmp_path)
-    monkeypatch.setattr("spfpn.detectors.WEIGHTS", tmp_path)
+    monkeypatch.setattr("spfpn.core.files.outputs_dir", lambda: tmp_path)
+    monkeypatch.setattr("spfpn.models.spfpn.PRETRAINED_DIR", tmp_path)
     result = call("detect", photo)
     assert result.exit_code == 2 and "spfpn run" in result.output
 
@@ -284,7 +284,7 @@ def test_evaluate_prints_a_table_and_keeps_the_rows(tmp_path):
 
 
 def test_evaluate_detection(monkeypatch):
-    from spfpn.protocols import PROTOCOLS
+    from spfpn.evaluate.protocols import PROTOCOLS
 
     monkeypatch.setitem(PROTOCOLS, "S1", replace(PROTOCOLS["S1"], images=22))
     result = call("evaluate", "detection", "--detector", "harris")
@@ -292,6 +292,6 @@ def test_evaluate_detection(monkeypatch):
 
 
 def test_explore_outside_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr("spfpn.settings.project_root", lambda: tmp_path)
+    monkeypatch.setattr("spfpn.core.files.project_root", lambda: tmp_path)
     result = call("explore")
     assert result.exit_code == 2 and "explore.ipynb" in result.output

@@ -11,12 +11,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import spfpn
-from spfpn.cli import app
-from spfpn.detectors import WEIGHTS, build, shipped
-from spfpn.images import ImageError, digest, read_image
-from spfpn.keypoints import Selection
-from spfpn.model import SPFPN, save
-from spfpn.views import identity, sift_descriptors
+from spfpn.apps.cli import app
+from spfpn.core.files import content_digest
+from spfpn.data.images import ImageError, read_image
+from spfpn.evaluate.protocol import detector_fingerprint
+from spfpn.features.descriptors import sift_descriptors
+from spfpn.features.factory import make_detector
+from spfpn.features.keypoints import Selection
+from spfpn.models.spfpn import PRETRAINED_DIR, SPFPN, list_pretrained, save_checkpoint
 
 
 def call(*arguments):
@@ -27,14 +29,14 @@ def call(*arguments):
 def weights(tmp_path, monkeypatch):
     "A folder of shipped weights with one student in it."
     torch.manual_seed(0)
-    save(SPFPN(channels=8), tmp_path / "weights" / "spfpn-s.safetensors")
-    monkeypatch.setattr("spfpn.detectors.WEIGHTS", tmp_path / "weights")
+    save_checkpoint(SPFPN(channels=8), tmp_path / "weights" / "spfpn-s.safetensors")
+    monkeypatch.setattr("spfpn.models.spfpn.PRETRAINED_DIR", tmp_path / "weights")
     return tmp_path / "weights"
 
 
 @pytest.fixture
 def no_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr("spfpn.detectors.WEIGHTS", tmp_path / "nothing")
+    monkeypatch.setattr("spfpn.models.spfpn.PRETRAINED_DIR", tmp_path / "nothing")
 
 
 def write_photo(path, seed=0, size=(67, 101)):
@@ -80,7 +82,7 @@ def test_every_form_of_an_image_gives_the_same_keypoints(photo):
 def test_a_batch_is_a_batch_still(photo):
     batch = torch.stack([read_image(photo)] * 2)
     one, two = spfpn.load("harris", subpixel=False).detect(batch)
-    (same, _) = build("harris").detect(batch)
+    (same, _) = make_detector("harris").detect(batch)
     assert torch.equal(one.xy, two.xy) and torch.equal(one.xy, same.xy)
 
 
@@ -123,28 +125,30 @@ def test_subpixel_finds_a_place_between_pixels():
 
 
 def test_the_shipped_student_has_a_name_a_digest_and_is_the_default(weights, photo):
-    assert shipped() == {"spfpn-s": weights / "spfpn-s.safetensors"} == spfpn.shipped()
-    student = build("spfpn-s", Selection(max_keypoints=30, subpixel=True))
-    assert student.name == "spfpn-s" and student.version == digest(weights / "spfpn-s.safetensors")
+    assert list_pretrained() == {"spfpn-s": weights / "spfpn-s.safetensors"} == spfpn.shipped()
+    student = make_detector("spfpn-s", Selection(max_keypoints=30, subpixel=True))
+    assert student.name == "spfpn-s" and student.version == content_digest(
+        weights / "spfpn-s.safetensors"
+    )
     found = spfpn.load(max_keypoints=8).detect(photo)
     assert len(found) == 8 and torch.equal(
         found.xy, spfpn.load(weights / "spfpn-s.safetensors", max_keypoints=8).detect(photo).xy
     )
-    assert identity(spfpn.load()) == identity(
-        build("spfpn-s", Selection(subpixel=True))
+    assert detector_fingerprint(spfpn.load()) == detector_fingerprint(
+        make_detector("spfpn-s", Selection(subpixel=True))
     )  # predictions that were kept are found again
     with pytest.raises(ValueError, match=r"harris.*spfpn-s"):
-        build("spfpn-xl")
+        make_detector("spfpn-xl")
 
 
 def test_without_a_shipped_student_the_error_says_what_to_do(no_weights):
-    assert shipped() == {}
+    assert list_pretrained() == {}
     with pytest.raises(ValueError, match="unknown detector 'spfpn-s'.*none is in it.*spfpn run"):
         spfpn.load()
 
 
 def test_the_package_has_no_other_attributes():
-    assert WEIGHTS.parent.name == "spfpn"
+    assert PRETRAINED_DIR.parent.name == "spfpn"
     with pytest.raises(AttributeError, match="'spfpn' has no attribute 'nothing'"):
         spfpn.nothing
 

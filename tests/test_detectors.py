@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from spfpn.detectors import CLASSICAL, build
-from spfpn.keypoints import Selection
-from spfpn.teachers import teacher
+from spfpn.features.factory import CLASSICAL, make_detector
+from spfpn.features.keypoints import Selection
+from spfpn.features.teachers import teacher
 
 
 def photo(seed=0):
@@ -20,7 +20,7 @@ def photo(seed=0):
 @pytest.mark.parametrize("name", CLASSICAL)
 def test_the_selection_holds_for_every_detector(name):
     selection = Selection(max_keypoints=30, nms_radius=6, border=10)
-    (points,) = build(name, selection).detect(photo())
+    (points,) = make_detector(name, selection).detect(photo())
     assert 0 < len(points) <= 30
     assert (points.scores[:-1] >= points.scores[1:]).all()
     assert (points.xy >= 10).all() and (points.xy <= torch.tensor([149.0, 109])).all()
@@ -32,7 +32,7 @@ def test_the_selection_holds_for_every_detector(name):
 
 @pytest.mark.parametrize("name", CLASSICAL)
 def test_batches_colour_and_blank_images(name):
-    detector = build(name)
+    detector = make_detector(name)
     grey = torch.cat([photo(0), photo(1)])
     one, two = detector.detect(grey)
     assert torch.equal(two.xy, detector.detect(photo(1))[0].xy)
@@ -46,7 +46,7 @@ def test_batches_colour_and_blank_images(name):
 def test_harris_finds_the_corner_of_a_square():
     image = torch.zeros(1, 1, 64, 64)
     image[..., 20:44, 24:40] = 1
-    (points,) = build("harris", Selection(max_keypoints=4)).detect(image)
+    (points,) = make_detector("harris", Selection(max_keypoints=4)).detect(image)
     truth = torch.tensor([[23.5, 19.5], [39.5, 19.5], [23.5, 43.5], [39.5, 43.5]])
     assert (
         torch.cdist(truth, points.xy).amin(1).max() < 2.5
@@ -74,13 +74,15 @@ def test_a_teacher_takes_an_image_smaller_than_what_its_network_needs(name, size
 
 def test_unknown_names_and_missing_files():
     with pytest.raises(ValueError, match="harris, shi, fast, sift, random.*aliked"):
-        build("surf")
+        make_detector("surf")
     with pytest.raises((FileNotFoundError, ValueError), match="nowhere"):
-        build("nowhere.safetensors")
+        make_detector("nowhere.safetensors")
 
 
 def test_what_a_detector_does_to_its_image_is_seen_by_nobody_else(tmp_path):
     (tmp_path / "mine.py").write_text("def detect(image):\n    image *= 0\n    return [(9, 9)]\n")
     image = torch.rand(1, 1, 32, 32)
     before = image.clone()
-    assert len(build(tmp_path / "mine.py").detect(image)[0]) == 1 and torch.equal(image, before)
+    assert len(make_detector(tmp_path / "mine.py").detect(image)[0]) == 1 and torch.equal(
+        image, before
+    )

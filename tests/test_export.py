@@ -11,16 +11,26 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-import spfpn.export
-from spfpn.benchmark import SuperPointCells, XFeat
-from spfpn.cli import app
-from spfpn.detectors import EasyDetector, shipped
-from spfpn.export import ExportError, Format, RuntimeDetector, check, export_student
-from spfpn.images import HELD_BACK, sample_images, warped_samples
-from spfpn.keypoints import Selection, extract
-from spfpn.model import StudentDetector, load, save
-from spfpn.protocols import R1
-from spfpn.teachers import SuperPoint, Teacher, _MagicLeapNet
+import spfpn.features.export
+from spfpn.apps.benchmark import SuperPointCells
+from spfpn.apps.cli import app
+from spfpn.data.images import TEST_SAMPLES, sample_images
+from spfpn.data.sequences import warped_sample_sequences
+from spfpn.evaluate.repeatability import R1
+from spfpn.features.export import (
+    ExportError,
+    Runtime,
+    RuntimeDetector,
+    check_export,
+    export_student,
+)
+from spfpn.features.extractor import Extractor
+from spfpn.features.factory import LocalFeature
+from spfpn.features.keypoints import Selection, extract_keypoints
+from spfpn.features.student import StudentDetector
+from spfpn.features.teachers import SuperPoint, _MagicLeapNet
+from spfpn.features.xfeat import XFeat
+from spfpn.models.spfpn import list_pretrained, load_checkpoint, save_checkpoint
 
 CHOICE = Selection(200, nms_radius=3)
 
@@ -33,8 +43,9 @@ def call(*arguments):
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     "The package's, whose peaks are higher than what rounding moves."
-    return save(
-        load(shipped()["spfpn-s"]), tmp_path_factory.mktemp("student") / "student.safetensors"
+    return save_checkpoint(
+        load_checkpoint(list_pretrained()["spfpn-s"]),
+        tmp_path_factory.mktemp("student") / "student.safetensors",
     )
 
 
@@ -54,7 +65,7 @@ def exported(student):
 
 
 def photos(size):
-    images = sample_images(HELD_BACK)
+    images = sample_images(TEST_SAMPLES)
     return torch.stack([images.load(i, size)[0] for i in range(2)])
 
 
@@ -66,7 +77,7 @@ def pixels(xy, scores):
 def test_the_graph_gives_heatmap_and_keypoints_at_any_size(student, exported, batch, size):
     images = photos(size)[:batch]
     with torch.no_grad():
-        expected = load(student).heatmap(images)
+        expected = load_checkpoint(student).heatmap(images)
     heatmap, xy, scores = onnxruntime.InferenceSession(exported).run(
         None, {"image": images.numpy()}
     )
@@ -76,7 +87,7 @@ def test_the_graph_gives_heatmap_and_keypoints_at_any_size(student, exported, ba
         and scores.shape == (batch, 200)
         and (np.diff(scores) <= 0).all()
     )
-    for i, points in enumerate(extract(torch.from_numpy(heatmap), CHOICE)):
+    for i, points in enumerate(extract_keypoints(torch.from_numpy(heatmap), CHOICE)):
         assert pixels(xy[i], scores[i]) == pixels(points.xy, points.scores)
         assert not xy[i, len(points) :].any() and not scores[i, len(points) :].any()
 
@@ -94,7 +105,7 @@ def test_a_near_tie_that_moves_the_end_of_a_full_budget_is_no_lost_keypoint():
             return scores
 
     model, five = Student(), Selection(5, nms_radius=4)
-    assert check(lambda images: [model.heatmap(images, 0.6 - 1e-6)], model, five) > 1e-6
+    assert check_export(lambda images: [model.heatmap(images, 0.6 - 1e-6)], model, five) > 1e-6
 
     def without(images):
         scores = model.heatmap(images)
@@ -107,7 +118,7 @@ def test_a_near_tie_that_moves_the_end_of_a_full_budget_is_no_lost_keypoint():
         ]
 
     with pytest.raises(ExportError, match=r"1 keypoints of the export .* \(40, 20\)"):
-        check(without, model, five)
+        check_export(without, model, five)
 
 
 def test_onnxruntime_needs_no_torch(exported):
@@ -127,7 +138,7 @@ def test_a_detector_from_an_exported_file_finds_what_the_student_finds(student, 
         Selection(100, threshold=0.01),
     )  # the top of a peak of 1e-5 moves with the last digits
     for ours, its in zip(
-        StudentDetector(load(student), choice).detect(images),
+        StudentDetector(load_checkpoint(student), choice).detect(images),
         RuntimeDetector(exported, "onnx", choice).detect(images.expand(-1, 3, -1, -1)),
     ):
         near = (ours.xy[:, None] - its.xy).norm(dim=-1).min(1).values
@@ -144,14 +155,14 @@ def test_a_runtime_has_the_cores_and_pytorch_gets_its_threads_back(exported, mon
     torch.set_num_threads(2)
     try:
         with pytest.raises(ZeroDivisionError):
-            EasyDetector(detector).detect(np.zeros((64, 96), np.float32))
+            LocalFeature(detector).detect(np.zeros((64, 96), np.float32))
         assert (seen, torch.get_num_threads()) == ([1], 2)
     finally:
         torch.set_num_threads(before)
 
 
 def test_detecting_in_a_runtime_and_measuring_it(student, exported, tmp_path):
-    photo = sample_images(HELD_BACK).paths[0]
+    photo = sample_images(TEST_SAMPLES).paths[0]
     tables = []
     for options in ((student,), (exported, "--runtime", "onnx")):
         result = call(
@@ -174,7 +185,8 @@ def test_detecting_in_a_runtime_and_measuring_it(student, exported, tmp_path):
     assert (
         len(
             small.run(
-                RuntimeDetector(exported, "onnx", small.selection), warped_samples(1, (60, 80))
+                RuntimeDetector(exported, "onnx", small.selection),
+                warped_sample_sequences(1, (60, 80)),
             )
         )
         == 5
@@ -184,7 +196,7 @@ def test_detecting_in_a_runtime_and_measuring_it(student, exported, tmp_path):
 def test_openvino(student, exported, tmp_path, monkeypatch):
     openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
     monkeypatch.setattr(
-        spfpn.export, "_to_onnx", lambda *_: {".onnx": exported.read_bytes()}
+        spfpn.features.export, "_to_onnx", lambda *_: {".onnx": exported.read_bytes()}
     )  # what OpenVINO reads, made once
     assert (
         call(
@@ -204,7 +216,7 @@ def test_openvino(student, exported, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.bin", "s.xml"]
     images = photos((75, 101))
     with torch.no_grad():
-        expected = load(student).heatmap(images)
+        expected = load_checkpoint(student).heatmap(images)
     assert torch.allclose(
         RuntimeDetector(tmp_path / "s.xml", "openvino").scores(images), expected, atol=1e-4
     )
@@ -227,7 +239,9 @@ def test_torch_export(student, tmp_path):
     path = export_student(student, "torch-export", tmp_path / "s.pt2")
     images, network = photos((75, 101)), torch.export.load(path).module()
     with torch.no_grad():
-        assert torch.allclose(network(images)[0], load(student).heatmap(images), atol=1e-5)
+        assert torch.allclose(
+            network(images)[0], load_checkpoint(student).heatmap(images), atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -235,13 +249,13 @@ def test_torch_export(student, tmp_path):
     [(2e-4, "differs from PyTorch's by"), (float("nan"), "differs from PyTorch's by")],
 )
 def test_a_graph_that_differs_is_not_written(student, tmp_path, monkeypatch, error, message):
-    model = load(student)
-    wrong = Format(
+    model = load_checkpoint(student)
+    wrong = Runtime(
         (".wrong",),
         lambda *_: {".wrong": b""},
         lambda _: lambda images: [model.heatmap(images) + error],
     )
-    monkeypatch.setitem(spfpn.export.FORMATS, "wrong", wrong)
+    monkeypatch.setitem(spfpn.features.export.EXPORT_FORMATS, "wrong", wrong)
     result = call("export", student, "--format", "wrong", "--out", tmp_path / "s.wrong")
     assert result.exit_code == 2 and message in result.output and not list(tmp_path.iterdir())
 
@@ -334,8 +348,8 @@ def test_a_benchmark_times_each_row_in_each_round_and_says_what_it_left_out(
 
 def test_networks_that_are_timed_do_what_their_detectors_do():
     images, cells = photos((75, 101)), SuperPointCells(_MagicLeapNet())
-    official = Teacher.__new__(SuperPoint)
-    Teacher.__init__(official, cells.net)
+    official = Extractor.__new__(SuperPoint)
+    Extractor.__init__(official, cells.net)
     with torch.no_grad():
         assert torch.allclose(cells.heatmap(images), official.scores(images), atol=1e-6)
     own = XFeat(Selection(50))

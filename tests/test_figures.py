@@ -4,28 +4,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from spfpn.figures import (
+from spfpn.features.keypoints import Keypoints
+from spfpn.show.figures import (
+    html_table,
+    keypoint_figure,
+    match_figure,
+    picture_panels,
+    training_curves,
+    warp_figure,
+)
+from spfpn.show.pictures import (
     SKY,
     VERMILLION,
     colorize,
-    curves,
-    enlarge,
-    heat,
-    mark,
-    matches_figure,
-    matches_picture,
-    overlay,
-    panels,
-    picture,
-    side_by_side,
-    table,
+    draw_matches,
+    heatmap_picture,
+    keypoint_picture,
+    picture_grid,
     to_pil,
-    warp_figure,
+    zoom_picture,
 )
-from spfpn.keypoints import Keypoints
 
 
 def centre_of(drawn: Image.Image) -> tuple[float, float]:
@@ -38,7 +40,7 @@ def centre_of(drawn: Image.Image) -> tuple[float, float]:
 @settings(max_examples=30, deadline=None)
 @given(st.floats(6, 20), st.floats(6, 14), st.sampled_from([1, 1.5, 2, 3.7, 5]))
 def test_ring_lies_on_its_point_at_any_scale(x, y, scale):
-    drawn = picture(torch.zeros(1, 20, 27), [[x, y]], "white", scale)
+    drawn = keypoint_picture(torch.zeros(1, 20, 27), [[x, y]], "white", scale)
     expected = [(c + 0.5) * scale - 0.5 for c in (x, y)]
     assert centre_of(drawn) == pytest.approx(expected, abs=0.06)  # 8 bits of grey
 
@@ -48,24 +50,24 @@ def test_scale_is_exact(scale):
     "An edge between pixels 19 and 20 lies at 20 · scale from the left of the enlarged picture."
     image = torch.zeros(1, 30, 41)
     image[..., 20:] = 1
-    row = np.asarray(enlarge(to_pil(image), scale), float)[5] / 255
+    row = np.asarray(zoom_picture(to_pil(image), scale), float)[5] / 255
     assert abs((len(row) - row.sum()) - 20 * scale) <= 0.5
 
 
 def test_points_outside_and_not_finite_do_no_harm():
-    shown = picture(
+    shown = keypoint_picture(
         torch.zeros(1, 8, 8),
         torch.tensor([[-50.0, 3.0], [1e6, 2.0], [float("nan"), 1.0], [float("inf"), 2.0]]),
     )
     assert not np.asarray(shown).any()
-    assert picture(torch.zeros(1, 8, 8), torch.zeros(0, 2)).size == (8, 8)
+    assert keypoint_picture(torch.zeros(1, 8, 8), torch.zeros(0, 2)).size == (8, 8)
 
 
 def test_keypoints_are_points():
     xy = torch.tensor([[4.0, 5.0]])
     assert (
-        picture(torch.zeros(1, 9, 9), Keypoints(xy, torch.ones(1))).tobytes()
-        == picture(torch.zeros(1, 9, 9), xy).tobytes()
+        keypoint_picture(torch.zeros(1, 9, 9), Keypoints(xy, torch.ones(1))).tobytes()
+        == keypoint_picture(torch.zeros(1, 9, 9), xy).tobytes()
     )
 
 
@@ -76,7 +78,7 @@ def test_a_wrong_shape_is_named(shape):
 
 
 def test_heat_of_nothing_and_of_broken_values():
-    assert np.asarray(heat(torch.zeros(1, 4, 5))).shape == (4, 5, 3)
+    assert np.asarray(heatmap_picture(torch.zeros(1, 4, 5))).shape == (4, 5, 3)
     assert (np.asarray(colorize(torch.tensor([[[float("nan"), 1.0]]]))) == [0, 255]).all()
 
 
@@ -86,13 +88,13 @@ def test_limits_make_heatmaps_comparable():
 
 def test_side_by_side_grid_and_titles():
     tiles = [torch.full((1, 10, 20), 0.5)] * 5
-    assert side_by_side(tiles, columns=2, gap=4).size == (44, 38)
+    assert picture_grid(tiles, columns=2, gap=4).size == (44, 38)
     with pytest.raises(ValueError):
-        side_by_side(tiles, ["one title"])
+        picture_grid(tiles, ["one title"])
 
 
 def test_panels_are_square_linked_and_upside_down():
-    fig = panels([Image.new("L", (30, 20))] * 2)
+    fig = picture_panels([Image.new("L", (30, 20))] * 2)
     assert fig.layout.xaxis2.matches == "x" and fig.layout.yaxis2.matches == "y"
     assert list(fig.layout.yaxis.range) == [19.5, -0.5] and fig.layout.yaxis.scaleanchor == "x"
     assert [(i.x, i.y, i.sizex, i.sizey, i.xref) for i in fig.layout.images] == [
@@ -102,7 +104,7 @@ def test_panels_are_square_linked_and_upside_down():
 
 
 def test_scores_show_on_hover_and_names_are_escaped():
-    trace = overlay(
+    trace = keypoint_figure(
         torch.zeros(1, 8, 8), Keypoints(torch.tensor([[1.0, 2.0]]), torch.tensor([0.25])), "<b>"
     ).data[0]
     assert (
@@ -130,12 +132,12 @@ def test_warp_panels_hold_their_points():
 def test_matches_end_on_their_points_and_wrong_ones_differ():
     first, second = torch.zeros(1, 20, 30), torch.zeros(1, 16, 24)
     xy1, xy2 = torch.tensor([[2.0, 3.0], [10.0, 11.0]]), torch.tensor([[5.0, 6.0], [7.0, 8.0]])
-    fig = matches_figure(
+    fig = match_figure(
         first, second, xy1, xy2, torch.tensor([[0, 1], [1, 0]]), errors=torch.tensor([0.5, 9.0])
     )
     assert list(fig.data[0].x[:2]) == [2, 30 + 8 + 7] and list(fig.data[1].y[:2]) == [11, 6]
     drawn = (
-        np.asarray(matches_picture(first, second, xy1, xy2, [[0, 1], [1, 0]], errors=[0.5, 9.0]))
+        np.asarray(draw_matches(first, second, xy1, xy2, [[0, 1], [1, 0]], errors=[0.5, 9.0]))
         .reshape(-1, 3)
         .tolist()
     )
@@ -145,15 +147,15 @@ def test_matches_end_on_their_points_and_wrong_ones_differ():
 
 def test_curves_of_one_split_and_of_none():
     log = pd.DataFrame(dict(step=[2, 1], epoch=[0, 0], split="val", name="loss", value=[0.1, 0.2]))
-    assert list(curves(log).data[0].x) == [1, 2]
-    assert len(curves(log[:0]).data) == 0
+    assert list(training_curves(log).data[0].x) == [1, 2]
+    assert len(training_curves(log[:0]).data) == 0
 
 
 def test_table_rounds_escapes_and_keeps_a_named_index():
     frame = pd.DataFrame(
         dict(rep=[0.12345, None], n=[3, 4]), index=pd.Index(["<b>x</b>", "y"], name="<detector>")
     )
-    html = table(frame)
+    html = html_table(frame)
     assert (
         "0.123" in html
         and "–" in html

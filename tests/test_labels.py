@@ -10,12 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from spfpn import labels
-from spfpn.images import folder_images
-from spfpn import model as student
-from spfpn.labels import LabelError, LabelStore, make_labels, make_pairs
-from spfpn.settings import Settings
-from spfpn.training import Examples, Phase1, Phase2, TrainingError, train_phase1, train_phase2
+from spfpn.data.images import folder_images
+from spfpn.models.spfpn import SPFPN, save_checkpoint
+
+pass
+from spfpn.core.settings import Settings
+from spfpn.labels.labeling import make_labels
+from spfpn.labels.pairs import make_pairs
+from spfpn.labels.store import LabelError, LabelStore
+from spfpn.train.loop import TrainingError
+from spfpn.train.phases import train_phase1, train_phase2
+from spfpn.train.tasks import ConsistencyTask, KeypointDataset, SupervisedTask
 
 
 def row(i: int, points: int = 250) -> dict:
@@ -33,7 +38,7 @@ def filled(folder, numbers, shard: int = 64, **options) -> LabelStore:
 
 
 def test_any_row_is_read_and_memory_holds_a_few_groups_of_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(labels, "GROUPS_KEPT", 10)
+    monkeypatch.setattr("spfpn.labels.store.CACHED_ROW_GROUPS", 10)
     store = filled(tmp_path, range(1000))
     size, before, most = sum(s.stat().st_size for s in store.shards), pa.total_allocated_bytes(), 0
     for i in random.Random(0).sample(range(1000), 1000):
@@ -76,7 +81,7 @@ def test_examples_are_in_the_order_of_their_images_whoever_labelled_them(tmp_pat
         Image.new("L", (48, 32), 40 * i).save(tmp_path / "in" / f"{i}.png")
     images = folder_images(tmp_path / "in")
     shuffled, ordered = (
-        Examples(images, filled(tmp_path / name, order, shard=2, points=3))
+        KeypointDataset(images, filled(tmp_path / name, order, shard=2, points=3))
         for name, order in (("a", [4, 1, 99, 0, 5, 3, 2]), ("b", range(6)))
     )
     for examples in (shuffled, ordered):  # 99 is no image
@@ -139,7 +144,7 @@ def test_photographs_of_any_shape_are_learned_from_and_what_lies_beside_them_doe
     )
     make_labels(settings, tmp_path / "labels")
     train_phase1(settings, tmp_path / "labels", tmp_path / "phase1", progress=False)
-    examples = Examples(folder_images(folder), LabelStore(tmp_path / "labels"))
+    examples = KeypointDataset(folder_images(folder), LabelStore(tmp_path / "labels"))
     high = next(r for r in examples.rows if r["id"] == "high0.png")
     assert (high["height"], high["width"]) == (64, 32) and examples.image(high).shape == (1, 64, 96)
     assert torch.equal(
@@ -154,7 +159,7 @@ def test_photographs_of_any_shape_are_learned_from_and_what_lies_beside_them_doe
     )
     one, two = (
         kind(examples, settings).batch([high], torch.Generator().manual_seed(0))
-        for kind in (Phase1, Phase2)
+        for kind in (SupervisedTask, ConsistencyTask)
     )
     shown = examples.valid([high], one["H"], (64, 96))
     assert torch.equal(one["valid"], shown) and not shown.all()
@@ -169,7 +174,9 @@ def test_photographs_of_any_shape_are_learned_from_and_what_lies_beside_them_doe
 
 
 def test_where_the_matcher_saw_nothing_no_view_says_that_there_is_no_keypoint(monkeypatch):
-    monkeypatch.setattr("spfpn.training.photometric", lambda images, generator, strength: images)
+    monkeypatch.setattr(
+        "spfpn.train.tasks.augment_photometric", lambda images, generator, strength: images
+    )
     h, w, moved = (
         96,
         128,
@@ -186,11 +193,13 @@ def test_where_the_matcher_saw_nothing_no_view_says_that_there_is_no_keypoint(mo
         **{k: [60.0] for k in ("x", "y", "x1", "y1")},
     )
     examples = SimpleNamespace(
-        size=(h, w), image=lambda row: columns, valid=lambda *views: Examples.valid(None, *views)
+        size=(h, w),
+        image=lambda row: columns,
+        valid=lambda *views: KeypointDataset.valid(None, *views),
     )
     seen = []
     for seed in range(20):
-        b = Phase2(examples, Settings()).batch([row], torch.Generator().manual_seed(seed))
+        b = ConsistencyTask(examples, Settings()).batch([row], torch.Generator().manual_seed(seed))
         seen += [b["images"][b["valid"]] * w, b["images2"][b["valid2"]] * w]
     assert torch.cat(seen).min() > moved and torch.cat(seen).max() < w
     assert all(len(view) > 500 for view in seen[:10]), "what both saw counts"
@@ -202,7 +211,7 @@ def test_a_training_goes_on_from_the_checkpoint_it_began_with(tmp_path):
     )
     make_labels(settings, tmp_path / "labels")
     starts = [
-        student.save(student.SPFPN(channels=8, levels=2), tmp_path / f"{i}.safetensors")
+        save_checkpoint(SPFPN(channels=8, levels=2), tmp_path / f"{i}.safetensors")
         for i in range(2)
     ]
     for start in (starts[0], starts[0]):

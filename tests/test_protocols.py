@@ -8,30 +8,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import assume, given, settings, strategies as st
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from spfpn.detectors import build
-from spfpn.geometry import homography, resize_matrix, translation, warp_points
-from spfpn.images import PlanarSequence, SequenceSet, planar_sequences
-from spfpn.keypoints import Keypoints, Selection
-from spfpn.protocols import (
-    H1,
-    PROTOCOLS,
-    R1,
-    R2,
-    S1,
-    S2,
-    area_under_curve,
+from spfpn.data.sequences import PlanarSequence, SequenceSet, folder_sequences
+from spfpn.evaluate.homography_estimation import H1
+from spfpn.evaluate.metrics import (
+    assign_detections,
     average_precision,
     corner_error,
-    judge,
+    covisible_keypoints,
+    error_auc,
     localization_error,
-    named,
     repeatability,
-    shared_points,
 )
-from spfpn.results import append_metrics, summarise
-from spfpn.views import prepare
+from spfpn.evaluate.protocol import preprocess_image
+from spfpn.evaluate.protocols import PROTOCOLS, get_protocol
+from spfpn.evaluate.repeatability import R1
+from spfpn.evaluate.results import append_metrics, summarize
+from spfpn.evaluate.shape_detection import S1, S2
+from spfpn.features.factory import make_detector
+from spfpn.features.keypoints import Keypoints, Selection
+from spfpn.geometry.homography import (
+    compose_homography,
+    resize_matrix,
+    translation_matrix,
+    warp_points,
+)
 
 
 def points(xy, scores=None):
@@ -48,10 +51,10 @@ def test_repeatability_counts_both_sides_inclusive():
 
 def test_points_the_other_image_does_not_show_are_not_asked_for():
     """A shift by (50, 0) in a 100x100 image: the right half of 1 and the left half of 2 are alone; the best are kept after that."""
-    H = translation(50, 0)
+    H = translation_matrix(50, 0)
     kp1 = points([[10, 10], [80, 10], [20, 50]], [0.1, 0.9, 0.5])
     kp2 = points([[60, 10], [20, 10]], [0.1, 0.9])
-    one, two = shared_points(kp1, kp2, H, (100, 100), (100, 100), keep=1)
+    one, two = covisible_keypoints(kp1, kp2, H, (100, 100), (100, 100), keep=1)
     assert one.xy.tolist() == [[20, 50]] and two.xy.tolist() == [[60, 10]]
 
 
@@ -59,7 +62,7 @@ def test_every_crop_sends_pixels_where_its_matrix_says():
     image = torch.zeros(1, 200, 330)
     image[:, 100:108, 160:168] = 1  # a block with centre (163.5, 103.5)
     for crop in ("centre", "top-left", "none"):
-        small, A = prepare(image, (100, 120), crop)
+        small, A = preprocess_image(image, (100, 120), crop)
         y, x = torch.meshgrid(
             *(torch.arange(n, dtype=torch.float64) for n in small.shape[1:]), indexing="ij"
         )
@@ -70,17 +73,17 @@ def test_every_crop_sends_pixels_where_its_matrix_says():
 
 def test_auc_and_corner_error():
     assert corner_error(
-        translation(0, 2), torch.eye(3, dtype=torch.float64), (10, 20)
+        translation_matrix(0, 2), torch.eye(3, dtype=torch.float64), (10, 20)
     ) == pytest.approx(2)
-    assert area_under_curve([0.5, np.inf], 1) == pytest.approx((0.5 * 0.25 + 0.5 * 0.5))
-    assert np.isnan(area_under_curve([], 1))
+    assert error_auc([0.5, np.inf], 1) == pytest.approx((0.5 * 0.25 + 0.5 * 0.5))
+    assert np.isnan(error_auc([], 1))
 
 
 def test_average_precision_pays_for_misses_doubles_and_far_points():
     truth = torch.tensor([[0.0, 0], [50, 0]])
-    correct, _ = judge(points([[0, 0]]), truth, 4)
+    correct, _ = assign_detections(points([[0, 0]]), truth, 4)
     assert average_precision([1.0], correct, 2) == 0.5  # the miss costs half
-    correct, distances = judge(points([[4, 0], [0, 0], [0, 4.01]]), truth, 4)
+    correct, distances = assign_detections(points([[4, 0], [0, 0], [0, 4.01]]), truth, 4)
     assert (
         correct.tolist() == [True, False, False] and distances[0] == 4
     )  # the first, not the nearest; inclusive
@@ -102,17 +105,17 @@ class Given:
 
 
 def test_shapes_perfect_detector():
-    from spfpn.shapes import mixture
+    from spfpn.data.shapes import sample_shapes
 
     few = replace(S1, name="few", images=12, sets=("clean",))
-    shapes = mixture(12, 0, False, few.size)
+    shapes = sample_shapes(12, 0, False, few.size)
     rows = few.run(Given([points(s.corners) for s in shapes]))
-    total = summarise(rows).query("split == 'all'").iloc[0]
+    total = summarize(rows).query("split == 'all'").iloc[0]
     assert total.average_precision == 1 and total.false_positives == 0 and total.n == 12
     moved = replace(S2, name="moved", images=12, sets=("clean",)).run(
         Given([points(s.corners + torch.tensor([0.0, 1])) for s in shapes])
     )
-    assert summarise(moved).query("split == 'all'").localization_error.item() <= 1
+    assert summarize(moved).query("split == 'all'").localization_error.item() <= 1
 
 
 def test_rows_carry_their_settings_and_tables_refuse_to_mix(tmp_path):
@@ -121,7 +124,7 @@ def test_rows_carry_their_settings_and_tables_refuse_to_mix(tmp_path):
         "still",
         (PlanarSequence("i_one", "i", tuple(noise), (torch.eye(3, dtype=torch.float64),) * 2),),
     )
-    rows = R1.run(build("harris", R1.selection), still)
+    rows = R1.run(make_detector("harris", R1.selection), still)
     assert (
         list(rows["pair"]) == ["1-2", "1-3"]
         and set(rows.settings) == {R1.settings()}
@@ -129,16 +132,18 @@ def test_rows_carry_their_settings_and_tables_refuse_to_mix(tmp_path):
     )
     other = replace(R1, keep=10)
     with pytest.raises(ValueError, match="R1.*different settings"):
-        summarise(pd.concat([rows, other.run(build("shi", R1.selection), still)]))
+        summarize(pd.concat([rows, other.run(make_detector("shi", R1.selection), still)]))
     file = tmp_path / "metrics.parquet"
     append_metrics(file, rows)
     append_metrics(file, rows.assign(detector="again"))
-    append_metrics(file, replace(S1, images=2, name="S1-2").run(build("fast", S1.selection)))
+    append_metrics(
+        file, replace(S1, images=2, name="S1-2").run(make_detector("fast", S1.selection))
+    )
     append_metrics(file, rows)
     assert len(pd.read_parquet(file)) == 4 + 4 and [
         p for p in tmp_path.iterdir() if p.suffix != ".lock"
     ] == [file]
-    assert summarise(pd.read_parquet(file)).query("split == 'all'").n.tolist() == [2, 2, 2, 2]
+    assert summarize(pd.read_parquet(file)).query("split == 'all'").n.tolist() == [2, 2, 2, 2]
 
 
 def test_a_detector_without_points_is_a_result_not_a_crash():
@@ -154,25 +159,25 @@ def test_a_detector_without_points_is_a_result_not_a_crash():
         ),
     )
     for name in ("R1", "R2", "H1", "H2"):
-        row = PROTOCOLS[name].run(build("fast", PROTOCOLS[name].selection), blank).iloc[0]
+        row = PROTOCOLS[name].run(make_detector("fast", PROTOCOLS[name].selection), blank).iloc[0]
         if name[0] == "R":
             assert row["repeatability@3"] == 0 and row.n1 == 0
         else:
             assert row.corner_error == np.inf and row["correct@5"] == 0
-    table = summarise(PROTOCOLS["H2"].run(build("fast", PROTOCOLS["H2"].selection), blank))
+    table = summarize(PROTOCOLS["H2"].run(make_detector("fast", PROTOCOLS["H2"].selection), blank))
     assert table["auc@5"].tolist() == [0, 0]
 
 
 def test_names():
     assert (
-        named("H2:disk").name == "H2:disk"
-        and named("H1").name == "H1:sift"
-        and named("H2:disk").settings() != PROTOCOLS["H2"].settings()
+        get_protocol("H2:disk").name == "H2:disk"
+        and get_protocol("H1").name == "H1:sift"
+        and get_protocol("H2:disk").settings() != PROTOCOLS["H2"].settings()
     )
     with pytest.raises(ValueError, match="known: R1"):
-        named("r1")
+        get_protocol("r1")
     with pytest.raises(ValueError, match="protocol's selection"):
-        H1.run(build("harris", Selection()), None)
+        H1.run(make_detector("harris", Selection()), None)
 
 
 def test_an_image_twice_as_large_as_its_pair():
@@ -189,13 +194,13 @@ def test_an_image_twice_as_large_as_its_pair():
         "twice",
         (PlanarSequence("v_twice", "v", (small, large), (resize_matrix((240, 320), (480, 640)),)),),
     )
-    row = R1.run(build("harris", R1.selection), scene).iloc[0]
+    row = R1.run(make_detector("harris", R1.selection), scene).iloc[0]
     assert row["repeatability@1"] == 1 and row.localization_error < 1e-3 and row.n1 == row.n2 > 100
     slipped = replace(
         scene.sequences[0], homographies=(torch.diag(torch.tensor([2.0, 2, 1])).double(),)
     )  # the half pixel forgotten
     assert R1.run(
-        build("harris", R1.selection), SequenceSet("slip", (slipped,))
+        make_detector("harris", R1.selection), SequenceSet("slip", (slipped,))
     ).localization_error.item() == pytest.approx(0.25 * 2**0.5, abs=1e-3)
 
 
@@ -225,7 +230,7 @@ def measured(one, two, H, size=(200, 200), epsilon=3.0, keep=20):
     assume(not any((edges[:-1] - edge).abs().lt(1e-6).any() for edge in (0, 1)))
     if len(one) and len(two):
         assume((torch.cdist(there, two.xy) / epsilon - 1).abs().min() > 1e-6)
-    one, two = shared_points(one, two, H, size, size, keep)
+    one, two = covisible_keypoints(one, two, H, size, size, keep)
     return repeatability(warp_points(one.xy, H), two.xy, epsilon)
 
 
@@ -264,7 +269,7 @@ def test_doubles_and_false_detections_never_raise_average_precision(found, truth
     def precision(found):
         kp = points([f[:2] for f in found], [float(f[2]) for f in found] or torch.zeros(0))
         kp = kp.top(len(kp))
-        return average_precision(kp.scores, judge(kp, truth, 4)[0], len(truth))
+        return average_precision(kp.scores, assign_detections(kp, truth, 4)[0], len(truth))
 
     before = precision(found)
     assert precision(found + found) <= before + 1e-12
@@ -273,19 +278,19 @@ def test_doubles_and_false_detections_never_raise_average_precision(found, truth
 
 def test_auc_and_average_precision_of_closed_form():
     """Errors spread evenly over [0, 2t] under t: the share grows linearly to a half, so the area is a quarter. Every second detection right: precision 1/2 everywhere."""
-    assert area_under_curve((np.arange(20000) + 0.5) / 10000 * 3, 3) == pytest.approx(
-        0.25, abs=1e-4
-    )
+    assert error_auc((np.arange(20000) + 0.5) / 10000 * 3, 3) == pytest.approx(0.25, abs=1e-4)
     assert average_precision(
         np.arange(2000, 0, -1), np.arange(2000) % 2 == 1, 1000
     ) == pytest.approx(0.5, abs=1e-9)
 
 
 def test_every_estimator_agrees_with_the_truth_and_the_other():
-    import cv2, poselib
-    from spfpn.protocols import ESTIMATORS, estimate_homography
+    import cv2
+    import poselib
 
-    H = homography(
+    from spfpn.geometry.estimation import ESTIMATORS, estimate_homography
+
+    H = compose_homography(
         (480, 640),
         rotation=20,
         scale=0.9,
@@ -327,6 +332,6 @@ OXFORD = Path(os.environ.get("DATA_DIR", "nowhere")) / "oxford-affine"
     [("harris", 0.712, 0.88), ("shi", 0.697, 0.98), ("fast", 0.628, 0.90), ("random", 0.149, 1.99)],
 )
 def test_agrees_with_an_independent_implementation_of_r1(name, expected, error):
-    rows = R1.run(build(name, R1.selection), planar_sequences(OXFORD))
+    rows = R1.run(make_detector(name, R1.selection), folder_sequences(OXFORD))
     assert rows["repeatability@3"].mean() == pytest.approx(expected, abs=0.02)
     assert rows.localization_error.mean() == pytest.approx(error, abs=0.02)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from spfpn.cli import app
-from spfpn.figures import to_pil
-from spfpn.geometry import translation
-from spfpn.images import LARGE, held_back, open_sequences, warped_folder
-from spfpn.model import SPFPN, save
-from spfpn.results import PUBLISHED, beside_published, read_metrics, summarise
+from spfpn.apps.cli import app
+from spfpn.data.images import validation_ids
+from spfpn.data.sequences import HPATCHES_LARGE, open_sequences, warped_folder_sequences
+from spfpn.evaluate.results import PUBLISHED, compare_published, read_metrics, summarize
+from spfpn.geometry.homography import translation_matrix
+from spfpn.models.spfpn import SPFPN, save_checkpoint
+from spfpn.show.pictures import to_pil
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +40,7 @@ def write_sequence(folder, photo, shift):
             folder / f"{k + 1}.ppm"
         )
         if k:
-            np.savetxt(folder / f"H_1_{k + 1}", translation(-shift * k, 0).numpy())
+            np.savetxt(folder / f"H_1_{k + 1}", translation_matrix(-shift * k, 0).numpy())
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,11 @@ def photo():
 def miniature(tmp_path_factory, photo):
     "All of HPatches' 116 sequences as far as their number goes: eight with the names of the large ones."
     root = tmp_path_factory.mktemp("data")
-    names = [*LARGE, *(f"i_{n}" for n in range(57 - 5)), *(f"v_{n}" for n in range(59 - 3))]
+    names = [
+        *HPATCHES_LARGE,
+        *(f"i_{n}" for n in range(57 - 5)),
+        *(f"v_{n}" for n in range(59 - 3)),
+    ]
     for name in names:
         write_sequence(root / "HPatches" / name, photo, 4)
     return root
@@ -68,14 +73,14 @@ def test_the_full_hpatches_and_the_540_pairs(miniature, monkeypatch):
     assert (small.name, len(small), small.pair_count()) == ("HPatches-108", 108, 540)
     assert open_sequences("auto").name == "HPatches" and {s.name for s in whole} - {
         s.name for s in small
-    } == set(LARGE)
+    } == set(HPATCHES_LARGE)
 
 
 def test_published_figures_stand_beside_a_full_run_only(miniature, monkeypatch, spfpn, outputs):
     monkeypatch.setenv("DATA_DIR", str(miniature))
     printed = spfpn("evaluate", "repeatability", "--detector", "harris", "--sequences", "hpatches")
     assert "Beside published figures" in printed and "rpautrat/SuperPoint" in printed
-    beside = beside_published(summarise(read_metrics(outputs / "metrics.parquet")))
+    beside = compare_published(summarize(read_metrics(outputs / "metrics.parquet")))
     assert beside[["split", "metric", "published"]].values.tolist() == [
         ["i", "repeatability@3", 0.63],
         ["v", "repeatability@3", 0.755],
@@ -86,9 +91,9 @@ def test_published_figures_stand_beside_a_full_run_only(miniature, monkeypatch, 
 
 
 def test_published_figures_name_what_this_library_can_measure():
-    from spfpn.protocols import named
+    from spfpn.evaluate.protocols import get_protocol
 
-    assert {named(name).name for name in PUBLISHED.protocol} == set(PUBLISHED.protocol)
+    assert {get_protocol(name).name for name in PUBLISHED.protocol} == set(PUBLISHED.protocol)
 
 
 def test_what_is_kept_is_used_and_never_by_another_checkpoint(
@@ -117,7 +122,7 @@ def test_what_is_kept_is_used_and_never_by_another_checkpoint(
         return len(looked) - before, rows[rows.detector == "run/phase1/best"].reset_index(drop=True)
 
     torch.manual_seed(0)
-    save(SPFPN(channels=8), checkpoint)
+    save_checkpoint(SPFPN(channels=8), checkpoint)
     count, first = evaluate()
     assert count == 6 and first.version.nunique() == 1 and first.set_digest.nunique() == 1
     count, again = evaluate()
@@ -125,7 +130,7 @@ def test_what_is_kept_is_used_and_never_by_another_checkpoint(
     pd.testing.assert_frame_equal(first, again)
     assert evaluate("--again")[0] == 6  # when asked to
     torch.manual_seed(1)
-    save(SPFPN(channels=8), checkpoint)  # the same name and place, other weights
+    save_checkpoint(SPFPN(channels=8), checkpoint)  # the same name and place, other weights
     count, other = evaluate()
     assert count == 6 and other.version[0] != first.version[0]
     to_pil(photo[:, :160, :200] * 0.9).convert("RGB").save(
@@ -137,10 +142,11 @@ def test_what_is_kept_is_used_and_never_by_another_checkpoint(
 
 def test_versions_can_be_checked_by_hand(tmp_path):
     import hashlib
-    from spfpn.detectors import build
 
-    path = save(SPFPN(channels=8), tmp_path / "best.safetensors")
-    assert build(path).version == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    from spfpn.features.factory import make_detector
+
+    path = save_checkpoint(SPFPN(channels=8), tmp_path / "best.safetensors")
+    assert make_detector(path).version == hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def test_any_function_is_a_detector(tmp_path, spfpn, monkeypatch, outputs):
@@ -233,7 +239,9 @@ def test_readme_is_made_from_measured_rows():
 
 def test_detectors_of_one_name_are_not_measured_as_one(spfpn, tmp_path):
     for part in ("a", "b"):
-        save(SPFPN(channels=8), tmp_path / part / "previous" / "phase2" / "best.safetensors")
+        save_checkpoint(
+            SPFPN(channels=8), tmp_path / part / "previous" / "phase2" / "best.safetensors"
+        )
     both = [
         part
         for name in ("a", "b")
@@ -271,7 +279,7 @@ def test_the_interval_is_the_headlines_or_none():
             for i in range(3)
         ]
     )
-    table = summarise(rows).query("split == 'all'")
+    table = summarize(rows).query("split == 'all'")
     assert table[["low", "high"]].isna().all(axis=None)
 
 
@@ -282,9 +290,9 @@ def test_photographs_of_one_name_in_two_folders_are_two_sequences_and_unreadable
         (tmp_path / name).parent.mkdir()
         to_pil(photo).save(tmp_path / name)
     (tmp_path / "c" / "2.png").write_bytes(b"")
-    found = warped_folder(tmp_path, share=0.99)
+    found = warped_folder_sequences(tmp_path, share=0.99)
     assert {s.name for s in found} == {"i_a/1", "v_a/1", "i_b/1", "v_b/1"}
-    assert len(warped_folder(tmp_path / "a", share=0.5)) == 2
+    assert len(warped_folder_sequences(tmp_path / "a", share=0.5)) == 2
 
 
 def test_what_is_measured_was_held_back(tmp_path, photo):
@@ -292,4 +300,4 @@ def test_what_is_measured_was_held_back(tmp_path, photo):
         to_pil(photo[:, :32, :32]).save(tmp_path / f"{i}.png")
     for share in (0.05, 0.2):
         names = {s.name[2:] + ".png" for s in open_sequences(f"warped:{tmp_path}", share=share)}
-        assert names == set(held_back([f"{i}.png" for i in range(40)], share))
+        assert names == set(validation_ids([f"{i}.png" for i in range(40)], share))

@@ -20,25 +20,30 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, strategies as st
 from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
 import spfpn
-from spfpn import teachers, training
-from spfpn.cli import app
-from spfpn.detectors import build
-from spfpn.images import folder_images, warped_samples
-from spfpn.labels import LabelStore, skipped_images
-from spfpn.model import SPFPN, CheckpointError, load, make_backbone
-from spfpn.protocols import R1
-from spfpn.report import write_report
-from spfpn.settings import Settings, project_root
-from spfpn.widgets import HeatmapExplorer
-from spfpn.workbook import parameters_of, record
-
+from spfpn.apps.cli import app
+from spfpn.apps.workbook import notebook_parameters, record
+from spfpn.core.files import WeightsError, project_root
+from spfpn.core.settings import Settings
+from spfpn.data.images import folder_images
+from spfpn.data.sequences import warped_sample_sequences
+from spfpn.evaluate.repeatability import R1
+from spfpn.features.factory import make_detector
+from spfpn.features.teachers import SUPERPOINT_OPEN, teacher
+from spfpn.labels.labeling import skipped_images
+from spfpn.labels.store import LabelStore
+from spfpn.match.matchers import LIGHTGLUE_SUPERPOINT, make_matcher
+from spfpn.models.spfpn import CheckpointError, load_checkpoint, make_backbone
+from spfpn.show.image_explorers import HeatmapExplorer
+from spfpn.show.report import write_report
+from spfpn.train.loop import TrainingError, TrainState
 
 # ---- pickles
 
@@ -75,8 +80,8 @@ def test_the_trap_works(tmp_path):
 @pytest.mark.parametrize(
     "weights, load_it",
     [
-        (teachers.OPEN, lambda: teachers.teacher("superpoint-open")),
-        (teachers.SUPERPOINT_LIGHTGLUE, lambda: teachers.matcher("lightglue", "superpoint")),
+        (SUPERPOINT_OPEN, lambda: teacher("superpoint-open")),
+        (LIGHTGLUE_SUPERPOINT, lambda: make_matcher("lightglue", "superpoint")),
     ],
 )
 @pytest.mark.parametrize("forced", ["", "1"])
@@ -88,7 +93,7 @@ def test_weights_of_a_teacher_or_matcher_run_no_code(
     )  # even where torch is told that all files are trusted
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     trap(weights.path)
-    with pytest.raises(teachers.WeightsError, match="not a file of weights"):
+    with pytest.raises(WeightsError, match="not a file of weights"):
         load_it()
 
 
@@ -105,15 +110,15 @@ def test_weights_of_a_backbone_run_no_code(trap, tmp_path, monkeypatch):
 
 def test_the_state_of_a_training_runs_no_code(trap, tmp_path):
     trap(tmp_path / "state.pt")
-    with pytest.raises(training.TrainingError, match="state.pt: not the state of a training"):
-        training.Run(torch.nn.Linear(1, 1), tmp_path, 0.1, {}).resume()
+    with pytest.raises(TrainingError, match="state.pt: not the state of a training"):
+        TrainState(torch.nn.Linear(1, 1), tmp_path, 0.1, {}).resume()
 
 
 def test_a_pickle_called_a_checkpoint_runs_no_code(trap, tmp_path):
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
-        load(trap(tmp_path / "a.safetensors"))
+        load_checkpoint(trap(tmp_path / "a.safetensors"))
     with pytest.raises(ValueError, match="unknown detector"):
-        build(trap(tmp_path / "a.pth"))
+        make_detector(trap(tmp_path / "a.pth"))
 
 
 def calls_of(tree: ast.AST) -> list[tuple[str, ast.Call]]:
@@ -186,7 +191,9 @@ def page_of(report: Path) -> Page:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     "run(name) writes the report of a run in which everything that can be named is called so."
-    rows = replace(R1, size=(60, 80)).run(build("harris", R1.selection), warped_samples(1))
+    rows = replace(R1, size=(60, 80)).run(
+        make_detector("harris", R1.selection), warped_sample_sequences(1)
+    )
 
     @lru_cache
     def report(name: str) -> Page:
@@ -286,7 +293,7 @@ def test_a_parameter_is_a_value_in_the_notebook(value, tmp_path_factory):
         metadata=dict(kernelspec=dict(name="python3", language="python", display_name="")),
     )
     nbformat.write(notebook, path)
-    taken = parameters_of(path, Settings(images=value))
+    taken = notebook_parameters(path, Settings(images=value))
     filled = parameterize_notebook(
         load_notebook_node(str(path)), taken, kernel_name="python3", language="python"
     )
@@ -308,7 +315,7 @@ def test_a_parameter_is_a_value_in_the_notebook(value, tmp_path_factory):
 def test_explore_listens_on_this_machine_alone_and_keeps_its_token(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "spfpn.cli.subprocess.run",
+        "spfpn.apps.cli.subprocess.run",
         lambda command, **_: seen.append(command) or subprocess.CompletedProcess(command, 0),
     )
     assert CliRunner().invoke(app, ["explore", "--port", "9999"]).exit_code == 0
@@ -368,7 +375,14 @@ def test_the_real_server_asks_for_its_token_and_listens_on_loopback(tmp_path):
         JUPYTER_CONFIG_DIR=str(tmp_path), JUPYTER_TOKEN=token, PYTHONPATH=str(project_root())
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", "from spfpn.cli import app; app()", "explore", "--port", str(port)],
+        [
+            sys.executable,
+            "-c",
+            "from spfpn.apps.cli import app; app()",
+            "explore",
+            "--port",
+            str(port),
+        ],
         env=environment,
         cwd=project_root(),
         start_new_session=True,

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from spfpn.shapes import KINDS, WEIGHTS, Canvas, draw, mixture, reduce
+from spfpn.data.canvas import Canvas, downsample_drawing
+from spfpn.data.shapes import SHAPE_KINDS, SHAPE_WEIGHTS, draw_shape, sample_shapes
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SHAPE_KINDS)
 def test_image_in_range_and_corners_inside(kind):
     for seed, noise in ((0, False), (1, True)):
-        shape = draw(kind, np.random.default_rng(seed), (96, 128), noise)
+        shape = draw_shape(kind, np.random.default_rng(seed), (96, 128), noise)
         assert shape.image.shape == (1, 96, 128) and shape.image.dtype == torch.float32
         assert 0 <= shape.image.min() and shape.image.max() <= 1
         assert shape.corners.shape[1:] == (2,)
@@ -18,7 +19,9 @@ def test_image_in_range_and_corners_inside(kind):
 
 
 def test_corner_coordinates_keep_the_half_pixel():
-    _, xy = reduce(np.zeros((80, 80), np.uint8), [[0, 0], [43.5, 11.5], [80, 40]], (10, 10))
+    _, xy = downsample_drawing(
+        np.zeros((80, 80), np.uint8), [[0, 0], [43.5, 11.5], [80, 40]], (10, 10)
+    )
     assert np.allclose(xy, [[5, 1]])  # the others lie beyond the centres of the outermost pixels
 
 
@@ -36,11 +39,11 @@ def test_a_covered_corner_is_no_corner_but_a_shared_one_is():
 
 
 def test_mixture_has_the_weights_and_repeats():
-    shapes = mixture(33, seed=3)
-    counts = {kind: sum(s.kind == kind for s in shapes) for kind in KINDS}
-    assert all(abs(counts[kind] - 5 * WEIGHTS[kind]) <= 1 for kind in KINDS)
-    mixture.cache_clear()
-    again = mixture(33, seed=3)
+    shapes = sample_shapes(33, seed=3)
+    counts = {kind: sum(s.kind == kind for s in shapes) for kind in SHAPE_KINDS}
+    assert all(abs(counts[kind] - 5 * SHAPE_WEIGHTS[kind]) <= 1 for kind in SHAPE_KINDS)
+    sample_shapes.cache_clear()
+    again = sample_shapes(33, seed=3)
     assert all(
         torch.equal(a.image, b.image) and torch.equal(a.corners, b.corners)
         for a, b in zip(shapes, again)
@@ -49,4 +52,4 @@ def test_mixture_has_the_weights_and_repeats():
 
 def test_unknown_kind_names_the_known_ones():
     with pytest.raises(ValueError, match="checkerboard"):
-        draw("chessboard", np.random.default_rng(0))
+        draw_shape("chessboard", np.random.default_rng(0))

@@ -6,15 +6,17 @@ import pytest
 import torch
 
 import spfpn
-from spfpn.detectors import WEIGHTS, build, shipped
-from spfpn.images import digest, sample_images, warped_samples
-from spfpn.keypoints import Selection
-from spfpn.model import read_header
-from spfpn.protocols import R1, S1
-from spfpn.results import summarise
-from spfpn.settings import Settings, load_profile
-from spfpn.training import _meta
-
+from spfpn.core.files import content_digest
+from spfpn.core.settings import Settings, load_profile
+from spfpn.data.images import sample_images
+from spfpn.data.sequences import warped_sample_sequences
+from spfpn.evaluate.repeatability import R1
+from spfpn.evaluate.results import summarize
+from spfpn.evaluate.shape_detection import S1
+from spfpn.features.factory import make_detector
+from spfpn.features.keypoints import Selection
+from spfpn.models.spfpn import PRETRAINED_DIR, checkpoint_metadata, list_pretrained
+from spfpn.train.phases import _meta
 
 # what differs from the profile small, and the megabytes that it may have
 STUDENTS = {
@@ -38,16 +40,16 @@ every_student = pytest.mark.parametrize("name", STUDENTS)
 
 
 def test_these_are_all():
-    assert set(shipped()) == set(STUDENTS)
+    assert set(list_pretrained()) == set(STUDENTS)
 
 
 @every_student
 def test_it_is_small_and_has_a_card_of_its_own(name):
-    path, (_, megabytes) = shipped()[name], STUDENTS[name]
-    card = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
+    path, (_, megabytes) = list_pretrained()[name], STUDENTS[name]
+    card = (PRETRAINED_DIR / f"{name}.md").read_text(encoding="utf-8")
     assert path.stat().st_size <= megabytes * 1e6
-    assert digest(path) in card, "the card is of another file"
-    header = read_header(path)
+    assert content_digest(path) in card, "the card is of another file"
+    header = checkpoint_metadata(path)
     assert header["config"]["backbone"] in card and header["settings"]["teacher"] in (
         "aliked",
         "disk",
@@ -56,12 +58,15 @@ def test_it_is_small_and_has_a_card_of_its_own(name):
 
 @every_student
 def test_the_profile_small_is_how_it_was_made_but_for_what_its_card_changes(name):
-    header, profile = read_header(shipped()[name]), load_profile("small", STUDENTS[name][0])
+    header, profile = (
+        checkpoint_metadata(list_pretrained()[name]),
+        load_profile("small", STUDENTS[name][0]),
+    )
     made = (
         _meta(Settings())["settings"] | header["settings"]
     )  # a setting that came later than the student has its default, which changes nothing
     assert header["phase"] == "phase2" and made == _meta(profile)["settings"]
-    card = (WEIGHTS / f"{name}.md").read_text(encoding="utf-8")
+    card = (PRETRAINED_DIR / f"{name}.md").read_text(encoding="utf-8")
     changes = {f"{key}={value}" for key, value in STUDENTS[name][0].items()}
     commands = [
         set(line.split())
@@ -75,16 +80,16 @@ def test_the_profile_small_is_how_it_was_made_but_for_what_its_card_changes(name
 
 
 def test_the_card_names_the_student_that_phase_2_began_with():
-    assert read_header(shipped()["spfpn-s"])["begun_with"] in (WEIGHTS / "spfpn-s.md").read_text(
-        encoding="utf-8"
-    )
+    assert checkpoint_metadata(list_pretrained()["spfpn-s"])["begun_with"] in (
+        PRETRAINED_DIR / "spfpn-s.md"
+    ).read_text(encoding="utf-8")
 
 
 @every_student
 def test_it_finds_most_of_its_keypoints_again(name):
-    scenes = warped_samples(limit=4)  # light and viewpoint of two held-back photographs
+    scenes = warped_sample_sequences(limit=4)  # light and viewpoint of two held-back photographs
     ours, chance = (
-        R1.run(build(detector, R1.selection), scenes)["repeatability@3"].mean()
+        R1.run(make_detector(detector, R1.selection), scenes)["repeatability@3"].mean()
         for detector in (name, "random")
     )
     assert ours > 0.6 and chance < 0.25
@@ -93,7 +98,7 @@ def test_it_finds_most_of_its_keypoints_again(name):
 @every_student
 def test_it_knows_the_corners_of_drawings(name):
     "Forty figures under noise; Harris has .3 there."
-    summary = summarise(replace(S1, images=40).run(build(name, S1.selection)))
+    summary = summarize(replace(S1, images=40).run(make_detector(name, S1.selection)))
     assert summary.query("split == 'all' and set == 'shapes-noisy'").average_precision.item() > 0.7
 
 
@@ -102,7 +107,7 @@ def test_it_finds_them_in_the_dark(name):
     "An eighth of the light, in eight bits."
     photos = sample_images()
     images = torch.stack([photos.load(i, (240, 320))[0] for i in range(3)])
-    detector = build(name, Selection(max_keypoints=200))
+    detector = make_detector(name, Selection(max_keypoints=200))
 
     def within(a, b):
         return (torch.cdist(a.xy, b.xy).amin(1) < 3).float().mean().item()

@@ -4,9 +4,9 @@ import pandas as pd
 import papermill
 from PIL import Image
 
-from spfpn.images import sample_images
-from spfpn.model import SPFPN, save
-from spfpn.settings import project_root
+from spfpn.core.files import project_root
+from spfpn.data.images import sample_images
+from spfpn.models.spfpn import SPFPN, save_checkpoint
 
 TUTORIALS = project_root() / "nbs" / "tutorials"
 SMALL = dict(height=64, width=96, max_keypoints=40, batch=2, crop=64, repeats=1, device="cpu")
@@ -38,7 +38,7 @@ def test_your_photographs(tmp_path):
     folder.mkdir()
     for path in sample_images(limit=6).paths:
         Image.open(path).convert("RGB").resize((96, 64)).save(folder / f"{path.stem}.jpg")
-    start = save(SPFPN(channels=8), tmp_path / "given" / "mine" / "student.safetensors")
+    start = save_checkpoint(SPFPN(channels=8), tmp_path / "given" / "mine" / "student.safetensors")
     rows = execute(
         "your_photographs", tmp_path, images=str(folder), start=str(start), phase1_epochs=1, **SMALL
     )

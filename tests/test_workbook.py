@@ -12,19 +12,20 @@ import nbformat
 import papermill
 import pytest
 
-from spfpn import labels, training
-from spfpn.settings import FolderError, Settings, SettingsError, alone, project_root
-from spfpn.workbook import (
+from spfpn.apps.workbook import (
     WorkbookError,
-    parameters_of,
-    plan,
+    notebook_parameters,
     read_run,
     record,
-    run_info,
     run_folder,
+    run_info,
     run_workbook,
     workbook_notebooks,
 )
+from spfpn.core.files import FolderError, folder_lock, project_root
+from spfpn.core.settings import Settings, SettingsError
+from spfpn.labels import labeling, pairs
+from spfpn.train import augment, phases, tasks
 
 COUNT = """from pathlib import Path
 folder = Path(out)/"{made}"
@@ -49,7 +50,7 @@ def execute_here(notebook, copy, parameters):
 @pytest.fixture
 def toy(tmp_path, write_notebook, monkeypatch):
     "A workbook of three steps, each reading a setting of its own; run(**settings) executes it and returns the run's folder."
-    monkeypatch.setattr("spfpn.workbook._execute", execute_here)
+    monkeypatch.setattr("spfpn.apps.workbook._execute", execute_here)
     folder = tmp_path / "nbs"
     for step, made, parameters in (
         ("01_label", "labels", "seed = 0"),
@@ -192,7 +193,7 @@ def test_a_folder_with_braces(tmp_path, write_notebook):
 
 
 def test_a_second_run_on_the_same_folder_is_refused(toy, tmp_path):
-    with alone(tmp_path / "toy"):
+    with folder_lock(tmp_path / "toy"):
         with pytest.raises(FolderError, match="another run"):
             toy()
 
@@ -208,7 +209,11 @@ def test_parameters_may_be_set_in_any_way(tmp_path, write_notebook):
         tmp_path / "01_label.ipynb",
         'out = ""\nheight, width = 120, 160   # small\nlimit: int = 3\nother = 1',
     )
-    assert parameters_of(path, Settings(height=48)) == {"height": 48, "width": 320, "limit": 0}
+    assert notebook_parameters(path, Settings(height=48)) == {
+        "height": 48,
+        "width": 320,
+        "limit": 0,
+    }
 
 
 def test_no_checkout(tmp_path):
@@ -219,7 +224,7 @@ def test_no_checkout(tmp_path):
 def test_a_lost_tag_is_named(tmp_path, write_notebook):
     path = write_notebook(tmp_path / "01_label.ipynb", 'out = ""\nseed = 0', tag="other")
     with pytest.raises(WorkbookError, match="no cell tagged `parameters`"):
-        parameters_of(path)
+        notebook_parameters(path)
 
 
 def test_facts_written_at_the_same_time_are_all_kept(tmp_path):
@@ -246,12 +251,12 @@ def read_in(code: str) -> set[str]:
     return set(re.findall(r"\b(?:settings|s)\.(\w+)", code)) & {f.name for f in fields(Settings)}
 
 
-def read_by(module) -> set[str]:
-    return read_in(Path(module.__file__).read_text())
+def read_by(*modules) -> set[str]:
+    return set().union(*(read_in(Path(module.__file__).read_text()) for module in modules))
 
 
 def test_every_setting_reaches_the_steps_that_read_it():
-    taken = {n.stem: set(parameters_of(n)) for n in workbook_notebooks()}
+    taken = {n.stem: set(notebook_parameters(n)) for n in workbook_notebooks()}
     assert list(taken) == ["01_label", "02_phase1", "03_phase2", "04_evaluate", "05_report"]
     assert set().union(*taken.values()) == {f.name for f in fields(Settings)}
     for notebook in workbook_notebooks():
@@ -271,11 +276,11 @@ def test_every_setting_reaches_the_steps_that_read_it():
         "pairs_per_image",
         "scales",
         "views",
-        *(name for name in read_by(training) if name.startswith("phase2")),
+        *(name for name in read_by(phases, tasks, augment) if name.startswith("phase2")),
     }
-    assert read_by(labels) - taken["01_label"] == set()
-    assert read_by(training) - taken["02_phase1"] == second
-    assert read_by(training) - taken["03_phase2"] == {
+    assert read_by(labeling, pairs) - taken["01_label"] == set()
+    assert read_by(phases, tasks, augment) - taken["02_phase1"] == second
+    assert read_by(phases, tasks, augment) - taken["03_phase2"] == {
         "phase1_epochs",
         "phase1_lr",
         "phase1_start",

@@ -5,10 +5,13 @@
 
 The clock is the page's own. It starts when the key goes down, and stops with the first frame after the last time that plotly drew for it. Needs what the browser tests need."""
 
-import argparse, sys, tempfile
+import argparse
+import sys
+import tempfile
 from pathlib import Path
 
-import nbformat, pandas as pd
+import nbformat
+import pandas as pd
 from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -16,10 +19,11 @@ from test_browser import Notebook, jupyterlab, launch, write
 
 CELLS = (
     """
-from spfpn.detectors import build
-from spfpn.images import sample_images
-from spfpn.keypoints import Selection
-from spfpn.widgets import HeatmapExplorer, MaskExplorer, WarpExplorer
+from spfpn.features.factory import make_detector
+from spfpn.data.images import sample_images
+from spfpn.features.keypoints import Selection
+from spfpn.show.image_explorers import HeatmapExplorer, MaskExplorer
+from spfpn.show.warp_explorer import WarpExplorer
 vga, photographs = (480, 640), sample_images()
 student, harris, sift = (build(name, Selection(max_keypoints=300)) for name in ("spfpn-s", "harris", "sift"))""",
     "HeatmapExplorer(photographs, [student, harris, sift], vga).widget",

@@ -8,8 +8,8 @@ import nbformat
 import pandas as pd
 from nbconvert import MarkdownExporter
 
-from spfpn.benchmark import STAGES, summary
-from spfpn.results import markdown_table, read_metrics
+from spfpn.apps.benchmark import STAGES, benchmark_summary
+from spfpn.evaluate.results import markdown_table, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 INDEX = ROOT / "nbs" / "index.ipynb"
@@ -61,7 +61,7 @@ def times_table(times):
     lines = [["", *STAGES, "total", "of the first row"], ["---"] * (len(STAGES) + 3)]
     lines += [
         [row["row"], *(f"{row[name]:.1f}" for name in (*STAGES, "total")), f"{row['ratio']:.2f}"]
-        for row in summary(times).to_dict("records")
+        for row in benchmark_summary(times).to_dict("records")
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
