@@ -1,12 +1,13 @@
-"""Images of every kind and of none, and input that hypothesis makes up: it is read, or it is an error of the library's own that names it."""
+"""Images of every kind and of none, and input that hypothesis makes up.
+
+It is read, or it is an error of the library's own that names it.
+"""
 
 import io
-import math
 import os
 import struct
 import warnings
 import zlib
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from spfpn.apps.workbook import record
 from spfpn.core.files import printable_path
-from spfpn.core.settings import TYPES, Settings, SettingsError, load_profile
+from spfpn.core.runs import RunFolder
 from spfpn.data.images import ImageError, folder_images, read_image, to_gray
 from spfpn.data.sequences import read_homography
 from spfpn.features.keypoints import Selection, extract_keypoints
-from spfpn.labels.labeling import label_images, skipped_images
+from spfpn.labels.labeling import ImageLoader, label_images
 from spfpn.labels.store import LabelError, LabelStore
 from spfpn.show.report import write_report
 
@@ -43,26 +43,32 @@ class Brightness:
 
     name, selection = "brightness", Selection(max_keypoints=5, border=0)
 
-    def scores(self, images):
+    def heatmap(self, images):
         return images
 
-    def points(self, scores):
+    def keypoints(self, scores):
         return extract_keypoints(scores, self.selection)
 
 
-def label(folder: Path, out: Path, **options):
-    return label_images(
-        folder_images(folder), Brightness(), out, size=(32, 48), progress=False, **options
-    )
+def label(folder: Path, out: Path, mode: str = "cover") -> LabelStore:
+    loader = ImageLoader(folder_images(folder), (32, 48), mode)
+    return label_images(Brightness(), loader, out, progress=False)
 
 
-def colours(mode: str) -> Image.Image:
+def reported(run: Path, skipped: dict[str, str]) -> str:
+    "The report of a run that skipped these images."
+    folder = RunFolder(run)
+    folder.record("label", skipped=skipped)
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def colors(mode: str) -> Image.Image:
     "Red, green, blue, white: 2×2."
     image = Image.new("RGB", (2, 2))
-    for place, colour in zip(
+    for place, color in zip(
         ((0, 0), (1, 0), (0, 1), (1, 1)), ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255))
     ):
-        image.putpixel(place, colour)
+        image.putpixel(place, color)
     return image.convert(mode)
 
 
@@ -98,8 +104,8 @@ def png_header(width: int, height: int) -> bytes:
         ("RGB", "ppm"),
     ],
 )
-def test_colours_are_what_they_are(mode, suffix, tmp_path):
-    colours(mode).save(tmp_path / f"a.{suffix}", **dict(lossless=True) if suffix == "webp" else {})
+def test_colors_are_what_they_are(mode, suffix, tmp_path):
+    colors(mode).save(tmp_path / f"a.{suffix}", **dict(lossless=True) if suffix == "webp" else {})
     assert torch.equal(
         read_image(tmp_path / f"a.{suffix}"),
         torch.tensor([[[1.0, 0], [0, 1]], [[0, 1], [0, 1]], [[0, 0], [1, 1]]]),
@@ -124,31 +130,31 @@ def test_a_cmyk_jpeg_is_as_bright_as_it_was(tmp_path):
         ("L", {}),
     ],
 )
-def test_a_jpegs_grey_is_that_of_its_colours(mode, options, tmp_path):
+def test_a_jpegs_gray_is_that_of_its_colors(mode, options, tmp_path):
     Image.linear_gradient("L").convert("RGB").convert(mode).save(tmp_path / "a.jpg", **options)
-    grey, colour = read_image(tmp_path / "a.jpg", gray=True), read_image(tmp_path / "a.jpg")
-    assert grey.shape == (1, 256, 256) and (to_gray(colour) - grey).abs().max() < 2.5 / 255
+    gray, color = read_image(tmp_path / "a.jpg", gray=True), read_image(tmp_path / "a.jpg")
+    assert gray.shape == (1, 256, 256) and (to_gray(color) - gray).abs().max() < 2.5 / 255
 
 
-def test_a_jpegs_grey_weighs_red_green_and_blue(tmp_path):
-    for colour, luma in (
+def test_a_jpegs_gray_weighs_red_green_and_blue(tmp_path):
+    for color, luma in (
         ((150, 90, 90), 107.94),
         ((90, 150, 90), 125.22),
         ((90, 90, 150), 96.84),
     ):  # .299, .587, .114
-        Image.new("RGB", (16, 16), colour).save(tmp_path / "a.jpg", quality=95)
+        Image.new("RGB", (16, 16), color).save(tmp_path / "a.jpg", quality=95)
         assert torch.allclose(
             255 * read_image(tmp_path / "a.jpg", gray=True), torch.tensor(luma), atol=1.5
         )
 
 
 @pytest.mark.parametrize("dtype, most", [(np.uint8, 255), (np.uint16, 65535)])
-def test_grey_of_8_and_16_bit(dtype, most, tmp_path):
+def test_gray_of_8_and_16_bit(dtype, most, tmp_path):
     Image.fromarray(np.array([[0, most // 5, most]], dtype)).save(tmp_path / "a.png")
     assert torch.allclose(read_image(tmp_path / "a.png"), torch.tensor([[[0, 0.2, 1]]]))
 
 
-def test_transparency_is_dropped_and_colour_kept(tmp_path):
+def test_transparency_is_dropped_and_color_kept(tmp_path):
     Image.new("RGBA", (3, 3), (255, 0, 0, 0)).save(tmp_path / "a.png")
     Image.new("LA", (3, 3), (51, 9)).save(tmp_path / "b.png")
     assert read_image(tmp_path / "a.png")[:, 0, 0].tolist() == [1, 0, 0]
@@ -171,7 +177,7 @@ def test_of_an_animation_the_first_frame(suffix, tmp_path):
 
 @pytest.mark.parametrize("mode", ["cover", "fit"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 2000), (2000, 1), (3, 2)])
-def test_the_smallest_images_are_labelled(size, mode, tmp_path):
+def test_the_smallest_images_are_labeled(size, mode, tmp_path):
     (tmp_path / "in").mkdir()
     Image.new("L", size, 200).save(tmp_path / "in" / "a.png")
     row = label(tmp_path / "in", tmp_path / "out", mode=mode).row(0)
@@ -225,10 +231,9 @@ def test_a_decompression_bomb_has_a_message_of_its_own(tmp_path, monkeypatch):
         "a.ppm": b"P6 20000 20000 255\n",
     }.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(
-            ImageError,
-            match=f"{name}: more than 100,000,000 pixels, and not unpacked for that; make it smaller, or raise spfpn.data.images.MAX_PIXELS",
-        ):
+        reason = "more than 100,000,000 pixels, and not unpacked for that"
+        advice = "make it smaller, or raise spfpn.data.images.MAX_PIXELS"
+        with pytest.raises(ImageError, match=f"{name}: {reason}; {advice}"):
             read_image(tmp_path / name)
     Image.new("1", (11_000, 10_000)).save(tmp_path / "real.png")
     assert (tmp_path / "real.png").stat().st_size < 50_000, "a small file"
@@ -263,20 +268,19 @@ def folder(tmp_path):
     return folder
 
 
-def test_what_can_be_read_is_labelled_and_the_rest_counted_and_named(folder, tmp_path):
+def test_what_can_be_read_is_labeled_and_the_rest_counted_and_named(folder, tmp_path):
     store = label(folder, tmp_path / "out")
     assert sorted(store.ids) == sorted(map(printable_path, ODD)), "each once"
-    skipped = skipped_images(store)
+    skipped = store.skipped
     assert sorted(skipped) == sorted([*(f"{kind}.jpg" for kind in BROKEN), "bomb.png"])
     assert (
         all(name in reason for name, reason in skipped.items()) and "pixels" in skipped["bomb.png"]
     )
-    record(tmp_path / "run", "label", skipped=skipped)
-    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    page = reported(tmp_path / "run", skipped)
     assert all(f"{name}: " in page for name in skipped)
 
 
-def test_an_image_that_was_mended_is_labelled_and_no_longer_skipped(folder, tmp_path):
+def test_an_image_that_was_mended_is_labeled_and_no_longer_skipped(folder, tmp_path):
     (folder / "empty.jpg").rename(folder / "00.jpg")
     (folder / "empty.jpg").touch()  # also the first of all
     label(folder, tmp_path / "out")
@@ -284,31 +288,32 @@ def test_an_image_that_was_mended_is_labelled_and_no_longer_skipped(folder, tmp_
     assert "00.jpg" in label(folder, tmp_path / "out").ids
     Image.new("L", (40, 30)).save(folder / "empty.jpg")
     store = label(folder, tmp_path / "out")
-    assert "empty.jpg" in store.ids and "empty.jpg" not in skipped_images(store)
+    assert "empty.jpg" in store.ids and "empty.jpg" not in store.skipped
     for path in (
         *(folder / f"{kind}.jpg" for kind in BROKEN if kind != "empty"),
         folder / "bomb.png",
     ):
         path.unlink()
-    assert skipped_images(label(folder, tmp_path / "out")) == {}
+    assert label(folder, tmp_path / "out").skipped == {}
 
 
 @pytest.mark.skipif(
-    os.name != "posix" or not os.fsencode("ü") == b"\xc3\xbc",
+    os.name != "posix" or os.fsencode("ü") != b"\xc3\xbc",
     reason="file names are bytes on POSIX alone",
 )
 def test_a_name_that_is_no_utf_8(tmp_path):
-    path = os.path.join(os.fsencode(tmp_path), b"in", b"caf\xe9.png")
-    (tmp_path / "in").mkdir()
+    folder = os.path.join(os.fsencode(tmp_path), b"in")
+    os.mkdir(folder)
     try:
-        Image.new("L", (40, 30)).save(open(path, "wb"), "PNG")
+        with open(os.path.join(folder, b"caf\xe9.png"), "wb") as file:
+            Image.new("L", (40, 30)).save(file, "PNG")
     except OSError:
         pytest.skip("this file system takes UTF-8 alone")
-    open(os.path.join(os.fsencode(tmp_path), b"in", b"cut\xe9.png"), "wb").close()
+    with open(os.path.join(folder, b"cut\xe9.png"), "wb"):
+        pass
     store = label(tmp_path / "in", tmp_path / "out")
-    assert store.ids == [r"caf\udce9.png"] and list(skipped_images(store)) == [r"cut\udce9.png"]
-    record(tmp_path / "run", "label", skipped=skipped_images(store))
-    assert r"cut\udce9.png" in write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert store.ids == [r"caf\udce9.png"] and list(store.skipped) == [r"cut\udce9.png"]
+    assert r"cut\udce9.png" in reported(tmp_path / "run", store.skipped)
 
 
 def test_an_image_without_a_keypoint_spoils_no_shard(tmp_path):
@@ -385,7 +390,7 @@ def damaged(draw, originals: list[bytes], most: int = 8) -> bytes:
 
 
 def only_own_error(kind: type[Exception], call, *arguments):
-    "What `call` returns, or None after an error of its own kind on one line. Anything else is a defect."
+    "What `call` returns, or None after an error of its own kind on one line."
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -452,74 +457,6 @@ def test_a_homography_is_read_as_it_was_written(entries, place):
         assert not H.any() or np.linalg.cond(H) > 1e9
     else:
         assert (found.numpy() == H).all()
-
-
-values = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text()
-    | st.sampled_from(["1", "0.5", "yes", "cover", "aliked", "1e400", "-1", "9" * 5000, 10**400])
-    | st.lists(st.integers(), max_size=2)
-    | st.binary(max_size=3)
-)
-
-
-@given(
-    mapping=st.dictionaries(
-        st.sampled_from(sorted(TYPES)) | st.sampled_from(["heigth", "", "__class__"]),
-        values,
-        max_size=4,
-    )
-)
-def test_any_mapping_is_settings_or_a_settings_error_that_names_the_key(mapping):
-    try:
-        found = Settings.from_mapping(mapping)
-    except SettingsError as error:
-        assert (
-            any(str(error).startswith((f"{name}=", f"{name}:")) for name in mapping)
-            and len(str(error).splitlines()) == 1
-        )
-        return
-    for field in fields(Settings):
-        value = getattr(found, field.name)
-        assert type(value) is TYPES[field.name] and (
-            not isinstance(value, float) or math.isfinite(value)
-        )
-    assert Settings.from_mapping(found.to_dict()) == found
-    torch.Generator().manual_seed(found.seed)
-
-
-@given(
-    text=st.binary(max_size=80)
-    | st.lists(
-        st.sampled_from(
-            [
-                "[quick]",
-                "[paths]",
-                "[DEFAULT]",
-                "[",
-                "seed = 3",
-                "seed = x",
-                "seed",
-                "outputs = a",
-                "=",
-                "é",
-                "\ufeff",
-                "  tail",
-                "%(seed)s",
-            ]
-        ),
-        max_size=6,
-    ).map(lambda lines: "\n".join(lines).encode())
-)
-def test_any_settings_ini_is_a_profile_or_a_settings_error(text, place):
-    (place / "nbs").mkdir(exist_ok=True)
-    (place / "settings.ini").write_bytes(text)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
-        assert isinstance(only_own_error(SettingsError, load_profile, "quick"), Settings | None)
 
 
 def rows(count: int) -> list[dict]:

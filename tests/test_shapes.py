@@ -13,7 +13,7 @@ def test_image_in_range_and_corners_inside(kind):
     for seed, noise in ((0, False), (1, True)):
         shape = draw_shape(kind, np.random.default_rng(seed), (96, 128), noise)
         assert shape.image.shape == (1, 96, 128) and shape.image.dtype == torch.float32
-        assert 0 <= shape.image.min() and shape.image.max() <= 1
+        assert shape.image.min() >= 0 and shape.image.max() <= 1
         assert shape.corners.shape[1:] == (2,)
         assert (shape.corners >= 0).all() and (shape.corners <= torch.tensor([127, 95])).all()
 
@@ -28,9 +28,8 @@ def test_corner_coordinates_keep_the_half_pixel():
 def test_a_covered_corner_is_no_corner_but_a_shared_one_is():
     canvas = Canvas(np.random.default_rng(0), (400, 400))
     canvas.polygon([(50, 50), (150, 50), (150, 150), (50, 150)], 255)
-    canvas.polygon(
-        [(150, 50), (250, 50), (250, 150), (150, 150)], 0
-    )  # a neighbouring cell: two corners shared
+    # a neighboring cell: two corners shared
+    canvas.polygon([(150, 50), (250, 50), (250, 150), (150, 150)], 0)
     assert len(canvas.corners) == 6
     canvas.line((50, 150), (50, 300), 128, 10)  # starts at a corner, hides none
     assert len(canvas.corners) == 7
