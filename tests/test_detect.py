@@ -125,7 +125,9 @@ def test_subpixel_finds_a_place_between_pixels():
 
 
 def test_the_shipped_student_has_a_name_a_digest_and_is_the_default(weights, photo):
-    assert list_pretrained() == {"spfpn-s": weights / "spfpn-s.safetensors"} == spfpn.shipped()
+    assert (
+        list_pretrained() == {"spfpn-s": weights / "spfpn-s.safetensors"} == spfpn.list_pretrained()
+    )
     student = make_detector("spfpn-s", Selection(max_keypoints=30, subpixel=True))
     assert student.name == "spfpn-s" and student.version == content_digest(
         weights / "spfpn-s.safetensors"
@@ -150,7 +152,7 @@ def test_without_a_shipped_student_the_error_says_what_to_do(no_weights):
 def test_the_package_has_no_other_attributes():
     assert PRETRAINED_DIR.parent.name == "spfpn"
     with pytest.raises(AttributeError, match="'spfpn' has no attribute 'nothing'"):
-        spfpn.nothing
+        _ = spfpn.nothing
 
 
 # On the command line
@@ -219,7 +221,7 @@ def test_files_given_one_by_one_do_not_collide_either(folder, tmp_path):
 
 
 def read_colmap(path):
-    "As COLMAP's LoadSiftFeaturesFromTextFile reads it: x, y, scale, orientation [N, 4] and descriptors [N, 128]."
+    "Read x, y, scale, orientation [N, 4] and descriptors [N, 128], as COLMAP does."
     head, *lines = path.read_text().splitlines()
     count, dim = map(int, head.split())
     rows = np.array([line.split() for line in lines], float)

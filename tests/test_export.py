@@ -12,7 +12,6 @@ import torch
 from typer.testing import CliRunner
 
 import spfpn.features.export
-from spfpn.apps.benchmark import SuperPointCells
 from spfpn.apps.cli import app
 from spfpn.data.images import TEST_SAMPLES, sample_images
 from spfpn.data.sequences import warped_sample_sequences
@@ -24,12 +23,9 @@ from spfpn.features.export import (
     check_export,
     export_student,
 )
-from spfpn.features.extractor import Extractor
 from spfpn.features.factory import LocalFeature
 from spfpn.features.keypoints import Selection, extract_keypoints
 from spfpn.features.student import StudentDetector
-from spfpn.features.teachers import SuperPoint, _MagicLeapNet
-from spfpn.features.xfeat import XFeat
 from spfpn.models.spfpn import list_pretrained, load_checkpoint, save_checkpoint
 
 CHOICE = Selection(200, nms_radius=3)
@@ -53,7 +49,12 @@ def student(tmp_path_factory):
 def exported(student):
     "The student as ONNX, keypoints and all: exported once, because it takes long."
     result = call(
-        "export", student, "--points", CHOICE.max_keypoints, "--nms-radius", CHOICE.nms_radius
+        "export",
+        student,
+        "--max-keypoints",
+        CHOICE.max_keypoints,
+        "--nms-radius",
+        CHOICE.nms_radius,
     )
     assert result.exit_code == 0, result.output
     assert result.output.strip() == str(student.with_suffix(".onnx"))
@@ -204,7 +205,7 @@ def test_openvino(student, exported, tmp_path, monkeypatch):
             student,
             "--format",
             "openvino",
-            "--points",
+            "--max-keypoints",
             200,
             "--nms-radius",
             3,
@@ -218,16 +219,16 @@ def test_openvino(student, exported, tmp_path, monkeypatch):
     with torch.no_grad():
         expected = load_checkpoint(student).heatmap(images)
     assert torch.allclose(
-        RuntimeDetector(tmp_path / "s.xml", "openvino").scores(images), expected, atol=1e-4
+        RuntimeDetector(tmp_path / "s.xml", "openvino").heatmap(images), expected, atol=1e-4
     )
     fixed = RuntimeDetector(tmp_path / "s.xml", "openvino", size=(75, 101))
-    assert torch.allclose(fixed.scores(images), expected, atol=1e-4)
+    assert torch.allclose(fixed.heatmap(images), expected, atol=1e-4)
     with pytest.raises(ValueError, match="made for images of 75×101, this one has 60×80"):
         fixed.detect(photos((60, 80)))
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         coarse = RuntimeDetector(tmp_path / "s.xml", "openvino-bf16")
         assert (
-            1e-6 < (coarse.scores(images) - expected).abs().max() < 0.05
+            1e-6 < (coarse.heatmap(images) - expected).abs().max() < 0.05
             and coarse.version != RuntimeDetector(tmp_path / "s.xml", "openvino").version
         )
     else:
@@ -255,7 +256,7 @@ def test_a_graph_that_differs_is_not_written(student, tmp_path, monkeypatch, err
         lambda *_: {".wrong": b""},
         lambda _: lambda images: [model.heatmap(images) + error],
     )
-    monkeypatch.setitem(spfpn.features.export.EXPORT_FORMATS, "wrong", wrong)
+    monkeypatch.setitem(spfpn.features.export.RUNTIMES, "wrong", wrong)
     result = call("export", student, "--format", "wrong", "--out", tmp_path / "s.wrong")
     assert result.exit_code == 2 and message in result.output and not list(tmp_path.iterdir())
 
@@ -295,94 +296,3 @@ def test_without_an_extra_the_error_is_the_command_that_installs_it(
 def test_errors_are_one_message(arguments, message):
     result = call("export", *arguments)
     assert result.exit_code == 2 and message in result.output and "Traceback" not in result.output
-
-
-def test_a_benchmark_times_each_row_in_each_round_and_says_what_it_left_out(
-    student, tmp_path, monkeypatch
-):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    rows = [
-        x
-        for row in (
-            "student",
-            "student:openvino",
-            "student:channels-last",
-            "superpoint",
-            "xfeat",
-            "xfeat-own",
-            "harris",
-            "nosuch",
-        )
-        for x in ("--row", row)
-    ]
-    result = call(
-        "benchmark",
-        "--checkpoint",
-        student,
-        "--size",
-        "64x96",
-        "--rounds",
-        2,
-        *rows,
-        "--out",
-        tmp_path / "times.parquet",
-    )
-    assert result.exit_code == 0, result.output
-    assert (
-        "left out: student:openvino (ImportError" in result.output
-        and "left out: nosuch (ValueError: unknown detector" in result.output
-    )
-    times = pd.read_parquet(tmp_path / "times.parquet")
-    assert [name.split(" (")[0] for name in times.row[:6]] == [
-        "student",
-        "student, channels-last",
-        "SuperPoint",
-        "XFeat",
-        "XFeat",
-        "harris",
-    ] and len(times) == 12
-    assert (times[["decode", "network", "selection"]] > 0).all(axis=None) and set(times.height) == {
-        64
-    }
-
-
-def test_networks_that_are_timed_do_what_their_detectors_do():
-    images, cells = photos((75, 101)), SuperPointCells(_MagicLeapNet())
-    official = Extractor.__new__(SuperPoint)
-    Extractor.__init__(official, cells.net)
-    with torch.no_grad():
-        assert torch.allclose(cells.heatmap(images), official.scores(images), atol=1e-6)
-    own = XFeat(Selection(50))
-    heatmap, reliability = own.scores(photos((64, 96))[:1])
-    (points,) = own.points((heatmap, reliability))
-    x, y = points.xy.long().unbind(-1)
-    assert (
-        len(points) == 50
-        and (points.scores.diff() <= 0).all()
-        and (
-            torch.nn.functional.max_pool2d(heatmap, 5, 1, 2)[0, 0, y, x] == heatmap[0, 0, y, x]
-        ).all()
-    )
-
-
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("--row", "nosuch"), "nothing to time"),
-        (("--row", "student:nosuch"), "choose one of onnx"),
-        (("--size", "big"), "480x640"),
-        (("--checkpoint", "nosuch.safetensors"), "no such checkpoint"),
-        (("--labelling", "--images", "nosuch"), "no such folder"),
-        (("--images", "nosuch"), "for --labelling"),
-    ],
-)
-def test_a_benchmark_of_what_is_not_there(student, arguments, message):
-    result = call("benchmark", "--checkpoint", student, *arguments)
-    assert result.exit_code == 2 and message in result.output
-
-
-def test_labelling_is_measured_beside_a_bare_loop():
-    result = call("benchmark", "--labelling", "--rounds", 1)
-    assert result.exit_code == 0 and all(
-        name in result.output for name in ("bare", "label", "ratio")
-    )

@@ -1,4 +1,4 @@
-"Weights: from files on disk through the real loading code, and refused where they are not what they should be."
+"Weights: loaded from files on disk, and refused where they are not what they should be."
 
 import os
 
@@ -8,15 +8,18 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from spfpn.core.files import WeightsError, _show_licence
+from spfpn.core.files import WeightsError, _show_license, load_weights
+from spfpn.data.images import sample_images
+from spfpn.features.factory import make_detector
 from spfpn.features.keypoints import Keypoints, Selection
 from spfpn.features.teachers import (
     SUPERPOINT_MAGICLEAP,
     SUPERPOINT_OPEN,
     _MagicLeapNet,
     _OpenNet,
-    teacher,
 )
+from spfpn.features.xfeat import XFEAT_WEIGHTS, XFeat
+from spfpn.geometry.homography import pad_to_multiple
 from spfpn.match.matchers import LIGHTGLUE_SUPERPOINT, make_matcher
 from spfpn.models.spfpn import make_backbone
 
@@ -55,15 +58,15 @@ def test_imagenet_weights_come_from_the_cache(hugging_face):
 
 def test_without_imagenet_weights_the_student_starts_from_random_ones_and_says_so(hugging_face):
     with pytest.warns(UserWarning, match="The backbone starts from random weights"):
-        backbone, start = make_backbone(BACKBONE, pretrained=True)
+        _, start = make_backbone(BACKBONE, pretrained=True)
     assert start == "random"
 
 
 def test_superpoint_open_runs_from_its_file(hub, capsys):
-    _show_licence.cache_clear()
+    _show_license.cache_clear()
     torch.manual_seed(0)
     torch.save(_OpenNet().state_dict(), hub / SUPERPOINT_OPEN.place)
-    superpoint = teacher("superpoint-open", Selection(max_keypoints=30))
+    superpoint = make_detector("superpoint-open", Selection(max_keypoints=30))
     found = superpoint.detect_and_describe(torch.rand(1, 1, 67, 90))[0]
     assert len(found) == 30 and found.descriptors.shape == (30, 256)
     assert torch.allclose(found.descriptors.norm(dim=1), torch.ones(30), atol=1e-5)
@@ -74,16 +77,15 @@ def test_superpoint_open_runs_from_its_file(hub, capsys):
 def test_a_superpoint_file_with_another_checksum_is_refused(hub):
     torch.save(_MagicLeapNet().state_dict(), hub / SUPERPOINT_MAGICLEAP.place)
     with pytest.raises(WeightsError, match="its sha256 is") as error:
-        teacher("superpoint")
-    assert SUPERPOINT_MAGICLEAP.address in str(error.value) and SUPERPOINT_MAGICLEAP.licence in str(
-        error.value
-    )
+        make_detector("superpoint")
+    assert SUPERPOINT_MAGICLEAP.address in str(error.value)
+    assert SUPERPOINT_MAGICLEAP.license in str(error.value)
 
 
 def test_the_weights_of_another_network_are_refused(hub):
     torch.save(_MagicLeapNet().state_dict(), hub / SUPERPOINT_OPEN.place)
     with pytest.raises(WeightsError, match="not the weights of superpoint-open"):
-        teacher("superpoint-open")
+        make_detector("superpoint-open")
 
 
 class Trap:
@@ -97,7 +99,7 @@ class Trap:
 def test_a_pickle_that_would_run_code_does_not(hub, tmp_path):
     torch.save({"weight": Trap(tmp_path / "run")}, hub / SUPERPOINT_OPEN.place)
     with pytest.raises(WeightsError, match="not a file of weights"):
-        teacher("superpoint-open")
+        make_detector("superpoint-open")
     assert not (tmp_path / "run").exists()
 
 
@@ -108,17 +110,47 @@ def test_superpoints_lightglue_runs_from_its_file(hub):
     path = hub / LIGHTGLUE_SUPERPOINT.place
     path.parent.mkdir(parents=True)
     torch.save(LightGlue(features=None, input_dim=256).state_dict(), path)
-    match = make_matcher("lightglue", "superpoint")
-    points = Keypoints(
-        torch.rand(9, 2) * 50,
-        torch.rand(9),
-        torch.nn.functional.normalize(torch.rand(9, 256), dim=1),
-    )
-    pairs = match.match(points, points, (60, 60), (60, 60))
+    matcher = make_matcher("lightglue", "superpoint")
+    descriptors = torch.nn.functional.normalize(torch.rand(9, 256), dim=1)
+    points = Keypoints(torch.rand(9, 2) * 50, torch.rand(9), descriptors)
+    pairs = matcher.match(points, points, (60, 60), (60, 60))
     assert pairs.shape[1] == 2 and len(set(pairs[:, 0].tolist())) == len(pairs)
-    assert (
-        len(
-            match.match(points, points.select(torch.zeros(9, dtype=torch.bool)), (60, 60), (60, 60))
-        )
-        == 0
+    nothing = points.select(torch.zeros(9, dtype=torch.bool))
+    assert len(matcher.match(points, nothing, (60, 60), (60, 60))) == 0
+
+
+def test_xfeat_runs_from_its_file(hub, tmp_path):
+    from kornia.feature import XFeatModel
+
+    net = XFeatModel()
+    torch.save(net.state_dict(), hub / XFEAT_WEIGHTS.place)
+    one = make_detector("xfeat", Selection(30))
+    save_file(
+        {k: v for k, v in net.state_dict().items() if "fine_matcher" not in k},
+        tmp_path / "xfeat.safetensors",
     )
+    two = XFeat(Selection(30), path=tmp_path / "xfeat.safetensors")
+    found = one.detect_and_describe(torch.rand(1, 1, 67, 90))[0]
+    assert len(found) == 30 and found.descriptors.shape == (30, 64)
+    assert one.version == two.version != XFeat(pretrained=False).version
+    torch.save(_MagicLeapNet().state_dict(), hub / XFEAT_WEIGHTS.place)
+    with pytest.raises(WeightsError, match="not the weights of xfeat"):
+        make_detector("xfeat")
+
+
+@pytest.mark.skipif(not XFEAT_WEIGHTS.path.is_file(), reason="XFeat's weights are not here")
+@pytest.mark.parametrize("height", [480, 450])
+def test_xfeat_finds_on_a_photograph_what_kornias_finds(height):
+    from kornia.feature import XFeat as KorniaXFeat
+
+    image = sample_images(("coffee.png",)).load(0, (height, 640))[0][None]
+    xfeat = make_detector("xfeat", Selection(500, border=0))
+    (points,) = xfeat.detect_and_describe(image)
+    kornias = KorniaXFeat(top_k=500).eval()
+    kornias.net.load_state_dict(load_weights(XFEAT_WEIGHTS), strict=False)
+    expected = kornias.detectAndCompute(pad_to_multiple(image, 32))[0]
+    inside = expected["keypoints"][:, 1] < height
+    near, which = torch.cdist(expected["keypoints"][inside], points.xy).min(1)
+    assert (near < 0.5).float().mean() > 0.99
+    similar = (expected["descriptors"][inside] * points.descriptors[which]).sum(1)
+    assert similar[near < 0.5].min() > 0.999
