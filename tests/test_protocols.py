@@ -22,13 +22,17 @@ from spfpn.evaluate.metrics import (
     localization_error,
     repeatability,
 )
-from spfpn.evaluate.protocol import preprocess_image
-from spfpn.evaluate.protocols import PROTOCOLS, get_protocol
+from spfpn.evaluate.protocol import (
+    PredictionCache,
+    detect_views,
+    get_protocol,
+    preprocess_image,
+)
 from spfpn.evaluate.repeatability import R1
-from spfpn.evaluate.results import append_metrics, summarize
+from spfpn.evaluate.results import append_metrics, evaluate_detectors, summarize
 from spfpn.evaluate.shape_detection import S1, S2
 from spfpn.features.factory import make_detector
-from spfpn.features.keypoints import Keypoints, Selection
+from spfpn.features.keypoints import HeatmapDetector, Keypoints, Selection
 from spfpn.geometry.homography import (
     compose_homography,
     resize_matrix,
@@ -50,7 +54,9 @@ def test_repeatability_counts_both_sides_inclusive():
 
 
 def test_points_the_other_image_does_not_show_are_not_asked_for():
-    """A shift by (50, 0) in a 100x100 image: the right half of 1 and the left half of 2 are alone; the best are kept after that."""
+    """A shift by (50, 0) in a 100x100 image leaves out the right half of 1 and the left half of 2.
+
+    The best are kept after that."""
     H = translation_matrix(50, 0)
     kp1 = points([[10, 10], [80, 10], [20, 50]], [0.1, 0.9, 0.5])
     kp2 = points([[60, 10], [20, 10]], [0.1, 0.9])
@@ -60,22 +66,22 @@ def test_points_the_other_image_does_not_show_are_not_asked_for():
 
 def test_every_crop_sends_pixels_where_its_matrix_says():
     image = torch.zeros(1, 200, 330)
-    image[:, 100:108, 160:168] = 1  # a block with centre (163.5, 103.5)
-    for crop in ("centre", "top-left", "none"):
+    image[:, 100:108, 160:168] = 1  # a block with center (163.5, 103.5)
+    for crop in ("center", "top-left", "none"):
         small, A = preprocess_image(image, (100, 120), crop)
         y, x = torch.meshgrid(
             *(torch.arange(n, dtype=torch.float64) for n in small.shape[1:]), indexing="ij"
         )
-        centre = torch.stack([(small[0] * x).sum(), (small[0] * y).sum()]) / small.sum()
+        center = torch.stack([(small[0] * x).sum(), (small[0] * y).sum()]) / small.sum()
         expected = A @ torch.tensor([163.5, 103.5, 1], dtype=torch.float64)
-        assert torch.allclose(centre, expected[:2], atol=0.02), crop
+        assert torch.allclose(center, expected[:2], atol=0.02), crop
 
 
 def test_auc_and_corner_error():
     assert corner_error(
         translation_matrix(0, 2), torch.eye(3, dtype=torch.float64), (10, 20)
     ) == pytest.approx(2)
-    assert error_auc([0.5, np.inf], 1) == pytest.approx((0.5 * 0.25 + 0.5 * 0.5))
+    assert error_auc([0.5, np.inf], 1) == pytest.approx(0.5 * 0.25 + 0.5 * 0.5)
     assert np.isnan(error_auc([], 1))
 
 
@@ -159,12 +165,13 @@ def test_a_detector_without_points_is_a_result_not_a_crash():
         ),
     )
     for name in ("R1", "R2", "H1", "H2"):
-        row = PROTOCOLS[name].run(make_detector("fast", PROTOCOLS[name].selection), blank).iloc[0]
+        protocol = get_protocol(name)
+        row = protocol.run(make_detector("fast", protocol.selection), blank).iloc[0]
         if name[0] == "R":
             assert row["repeatability@3"] == 0 and row.n1 == 0
         else:
             assert row.corner_error == np.inf and row["correct@5"] == 0
-    table = summarize(PROTOCOLS["H2"].run(make_detector("fast", PROTOCOLS["H2"].selection), blank))
+    table = summarize(protocol.run(make_detector("fast", protocol.selection), blank))
     assert table["auc@5"].tolist() == [0, 0]
 
 
@@ -172,16 +179,16 @@ def test_names():
     assert (
         get_protocol("H2:disk").name == "H2:disk"
         and get_protocol("H1").name == "H1:sift"
-        and get_protocol("H2:disk").settings() != PROTOCOLS["H2"].settings()
+        and get_protocol("H2:disk").settings() != get_protocol("H2").settings()
     )
-    with pytest.raises(ValueError, match="known: R1"):
+    with pytest.raises(ValueError, match="Known: H1, H2, R1"):
         get_protocol("r1")
     with pytest.raises(ValueError, match="protocol's selection"):
         H1.run(make_detector("harris", Selection()), None)
 
 
 def test_an_image_twice_as_large_as_its_pair():
-    """Each image has its own scale: after preparation both are the same, and every point is found where it was."""
+    """Each image has its own scale: after preprocessing both are the same, point by point."""
     small = torch.nn.functional.interpolate(
         torch.rand(1, 1, 30, 40, generator=torch.Generator().manual_seed(0)),
         size=(240, 320),
@@ -224,7 +231,7 @@ def scenes(draw, n):
 
 
 def measured(one, two, H, size=(200, 200), epsilon=3.0, keep=20):
-    "Repeatability of the best shared points; an example whose answer hangs on rounding is no example."
+    "Repeatability of the best shared points; skips examples that hang on rounding."
     there, back = warp_points(one.xy, H), warp_points(two.xy, torch.linalg.inv(H))
     edges = torch.cat([there, back, torch.zeros(1, 2)]).double() / (size[0] - 1)
     assume(not any((edges[:-1] - edge).abs().lt(1e-6).any() for edge in (0, 1)))
@@ -249,7 +256,7 @@ def test_another_unit_of_length_changes_nothing(data, scale):
     one, two, H = scenes(data.draw, 30)
     S = torch.diag(torch.tensor([scale, scale, 1])).double()
     larger = [Keypoints(k.xy * scale, k.scores) for k in (one, two)]
-    size = (199 * scale + 1,) * 2  # the outermost centres, `scale` times as far apart
+    size = (199 * scale + 1,) * 2  # the outermost centers, `scale` times as far apart
     assert measured(one, two, H) == pytest.approx(
         measured(*larger, S @ H @ torch.linalg.inv(S), size, 3.0 * scale), abs=1e-12
     )
@@ -273,11 +280,13 @@ def test_doubles_and_false_detections_never_raise_average_precision(found, truth
 
     before = precision(found)
     assert precision(found + found) <= before + 1e-12
-    assert precision(found + [(500, 500, score)]) <= before + 1e-12
+    assert precision([*found, (500, 500, score)]) <= before + 1e-12
 
 
 def test_auc_and_average_precision_of_closed_form():
-    """Errors spread evenly over [0, 2t] under t: the share grows linearly to a half, so the area is a quarter. Every second detection right: precision 1/2 everywhere."""
+    """Errors spread evenly over [0, 2t]: their share grows linearly to a half, so AUC is a quarter.
+
+    Every second detection right: precision 1/2 everywhere."""
     assert error_auc((np.arange(20000) + 0.5) / 10000 * 3, 3) == pytest.approx(0.25, abs=1e-4)
     assert average_precision(
         np.arange(2000, 0, -1), np.arange(2000) % 2 == 1, 1000
@@ -309,7 +318,7 @@ def test_every_estimator_agrees_with_the_truth_and_the_other():
         "poselib": lambda a, b: poselib.estimate_homography(a, b, {"max_reproj_error": 1.0}, {})[0],
     }
     for goal in (there, mixed):
-        for name in ESTIMATORS:
+        for name in ESTIMATORS.names():
             found, inliers = estimate_homography(xy, goal, 1.0, estimator=name)
             assert corner_error(found, H, (480, 640)) < 1e-3 and inliers >= 150
             assert (
@@ -318,6 +327,155 @@ def test_every_estimator_agrees_with_the_truth_and_the_other():
                 )
                 < 1e-3
             )
+
+
+class Counting(HeatmapDetector):
+    "A detector that counts its images."
+
+    name, seen = "counting", 0
+
+    def heatmap(self, images):
+        Counting.seen += 1
+        return images
+
+
+def test_kept_detections_are_used_only_where_nothing_has_changed(tmp_path):
+    noise = torch.rand(3, 1, 120, 160, generator=torch.Generator().manual_seed(0))
+    eye = (torch.eye(3, dtype=torch.float64),) * 2
+    sequence = PlanarSequence("i_one", "i", tuple(noise), eye)
+    cache = PredictionCache(tmp_path)
+
+    def images_seen(clip=sequence, size=(120, 160), version="1", keep=50, **more):
+        detector, before = Counting(Selection(keep)), Counting.seen
+        detector.version = version
+        views = detect_views(detector, clip, size, cache=cache, **more)
+        return Counting.seen - before, views
+
+    (count, once), (kept, again) = images_seen(), images_seen()
+    assert (count, kept) == (3, 0)
+    fresh = images_seen(version="")[1]  # a detector that cannot say what it is made of
+    for one, two, three in zip(once, again, fresh, strict=True):
+        assert one.size == two.size == three.size
+        for other in (two, three):
+            assert torch.equal(one.A, other.A)
+            assert torch.equal(one.keypoints.xy, other.keypoints.xy)
+            assert torch.equal(one.keypoints.scores, other.keypoints.scores)
+    darker = replace(sequence, images=(sequence.images[0] * 0.99, *sequence.images[1:]))
+    changes = [
+        dict(keep=49),
+        dict(version="2"),
+        dict(size=(120, 161)),
+        dict(crop="none"),
+        dict(descriptor="sift"),
+        dict(clip=darker),
+    ]
+    assert [images_seen(**change)[0] for change in changes] == [3] * 6
+    assert images_seen()[0] == 0
+    assert images_seen(version="")[0] == 3  # and again
+
+
+COVERAGE = """
+from dataclasses import dataclass, replace
+
+from spfpn.core.registry import PROTOCOLS
+from spfpn.evaluate.protocol import PlanarPairProtocol
+from spfpn.features.keypoints import Selection
+
+
+@dataclass(frozen=True)
+class Coverage(PlanarPairProtocol):
+    tile: int = 32
+
+    def measure(self, first, second, H):
+        return {"coverage": len((first.keypoints.xy // self.tile).unique(dim=0)) / 80}
+
+    def with_options(self, *options):
+        return replace(self, name=":".join([self.name, *options]), tile=int(options[0]))
+
+
+PROTOCOLS.register("C1", Coverage("C1", Selection(max_keypoints=100)))
+"""
+
+
+def test_a_protocol_in_a_file_is_measured_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("coverage.py").write_text(COVERAGE)
+    scenes = SequenceSet("two", tuple(noise_sequence(name) for name in ("i_one", "i_two")))
+    protocols = [get_protocol(name) for name in ("coverage.py:C1", "coverage.py:C1:16")]
+    assert [(p.name, p.tile) for p in protocols] == [("C1", 32), ("C1:16", 16)]
+    data, file = {"sequences": scenes}, tmp_path / "metrics.parquet"
+    rows = evaluate_detectors(["harris"], [*protocols, R1], data, file)
+    table = summarize(rows).query("split == 'all'").set_index(["protocol", "detector"])
+    row = table.loc["C1", "harris"]
+    assert 0 < row.low <= row.coverage <= row.high <= 1
+    assert table.coverage["C1:16", "harris"] > row.coverage
+    assert list(table.columns[:5]) == ["set", "split", "n", "coverage", "low"]
+
+
+def noise_sequence(name):
+    "Three images of noise that all show the same plane."
+    seed = torch.Generator().manual_seed(len(name))
+    noise = torch.rand(3, 1, 120, 160, generator=seed)
+    return PlanarSequence(name, name[0], tuple(noise), (torch.eye(3, dtype=torch.float64),) * 2)
+
+
+PARTS = """
+import torch
+
+from spfpn.core.registry import ESTIMATORS, MATCHERS
+
+
+def brightness(image, xy):
+    x, y = xy.round().long().T
+    steps = torch.arange(-2, 3)
+    rows = (y[:, None] + steps).clamp(0, image.shape[1] - 1)
+    columns = (x[:, None] + steps).clamp(0, image.shape[2] - 1)
+    found = image[0, rows[:, :, None], columns[:, None]].flatten(1) - 0.5
+    return found / found.norm(dim=1, keepdim=True)
+
+
+@MATCHERS.register("inorder")
+class InOrder:
+    def __init__(self, features, device):
+        pass
+
+    def match(self, keypoints0, keypoints1, size0, size1):
+        n = min(len(keypoints0), len(keypoints1))
+        return torch.arange(n)[:, None].expand(n, 2)
+
+
+@ESTIMATORS.register("identity")
+def identity(xy1, xy2, threshold, iterations, confidence):
+    import numpy as np
+
+    return np.eye(3), len(xy1)
+"""
+
+
+def test_descriptor_matcher_and_estimator_may_be_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("parts.py").write_text(PARTS)
+    spec = "H1:parts.py:inorder:parts.py:identity:parts.py:brightness"
+    protocol = get_protocol(spec)
+    parts = protocol.descriptor, protocol.matcher, protocol.estimator
+    assert parts == ("parts.py:brightness", "parts.py:inorder", "parts.py:identity")
+    assert protocol.name == "H1:" + ":".join(parts)
+    scenes = SequenceSet("one", (noise_sequence("i_one"),))
+    rows = protocol.run(make_detector("harris", protocol.selection), scenes)
+    assert (rows.corner_error == 0).all() and (rows.inliers == rows.matches).all()
+
+
+def test_settings_name_the_kind_and_every_field():
+    kinds = [get_protocol(name).kind for name in ("H1", "H2", "R1", "R2", "S1", "S2", "T1")]
+    assert kinds == ["homography"] * 2 + ["repeatability"] * 2 + ["shapes"] * 2 + ["stability"]
+    assert '"kind": "repeatability"' in R1.settings() and '"crop": "center"' in R1.settings()
+
+
+def test_a_protocol_without_its_data_fails_before_the_first_detector(tmp_path):
+    protocols = [get_protocol("S1"), get_protocol("T1")]
+    with pytest.raises(ValueError, match="T1 needs frames"):
+        evaluate_detectors(["harris"], protocols, {}, tmp_path / "metrics.parquet")
+    assert not list(tmp_path.iterdir())
 
 
 OXFORD = Path(os.environ.get("DATA_DIR", "nowhere")) / "oxford-affine"

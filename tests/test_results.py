@@ -1,4 +1,4 @@
-"""Figures that can be traced and checked: HPatches' layout, kept predictions, own detectors, README's table."""
+"""Results that can be traced: HPatches' layout, kept predictions, own detectors, README's table."""
 
 import re
 from pathlib import Path
@@ -54,7 +54,7 @@ def photo():
 
 @pytest.fixture(scope="module")
 def miniature(tmp_path_factory, photo):
-    "All of HPatches' 116 sequences as far as their number goes: eight with the names of the large ones."
+    "As many sequences as HPatches has, 116, of which eight have the names of the large ones."
     root = tmp_path_factory.mktemp("data")
     names = [
         *HPATCHES_LARGE,
@@ -78,7 +78,9 @@ def test_the_full_hpatches_and_the_540_pairs(miniature, monkeypatch):
 
 def test_published_figures_stand_beside_a_full_run_only(miniature, monkeypatch, spfpn, outputs):
     monkeypatch.setenv("DATA_DIR", str(miniature))
-    printed = spfpn("evaluate", "repeatability", "--detector", "harris", "--sequences", "hpatches")
+    printed = spfpn(
+        "evaluate", "--protocol", "R1", "--detector", "harris", "--sequences", "hpatches"
+    )
     assert "Beside published figures" in printed and "rpautrat/SuperPoint" in printed
     beside = compare_published(summarize(read_metrics(outputs / "metrics.parquet")))
     assert beside[["split", "metric", "published"]].values.tolist() == [
@@ -91,7 +93,7 @@ def test_published_figures_stand_beside_a_full_run_only(miniature, monkeypatch, 
 
 
 def test_published_figures_name_what_this_library_can_measure():
-    from spfpn.evaluate.protocols import get_protocol
+    from spfpn.evaluate.protocol import get_protocol
 
     assert {get_protocol(name).name for name in PUBLISHED.protocol} == set(PUBLISHED.protocol)
 
@@ -111,7 +113,8 @@ def test_what_is_kept_is_used_and_never_by_another_checkpoint(
         before = len(looked)
         spfpn(
             "evaluate",
-            "repeatability",
+            "--protocol",
+            "R1",
             "--detector",
             checkpoint,
             "--sequences",
@@ -128,7 +131,7 @@ def test_what_is_kept_is_used_and_never_by_another_checkpoint(
     count, again = evaluate()
     assert count == 0
     pd.testing.assert_frame_equal(first, again)
-    assert evaluate("--again")[0] == 6  # when asked to
+    assert evaluate("--no-cache")[0] == 6  # when asked to
     torch.manual_seed(1)
     save_checkpoint(SPFPN(channels=8), checkpoint)  # the same name and place, other weights
     count, other = evaluate()
@@ -150,7 +153,7 @@ def test_versions_can_be_checked_by_hand(tmp_path):
 
 
 def test_any_function_is_a_detector(tmp_path, spfpn, monkeypatch, outputs):
-    """The bundled Shi-Tomasi, written by a stranger in five lines, gets the bundled Shi-Tomasi's figures."""
+    """Shi-Tomasi, written by a stranger in five lines, gets the bundled Shi-Tomasi's numbers."""
     (tmp_path / "mine.py").write_text("""import cv2, numpy as np
 def corners(image):
     response = cv2.cornerMinEigenVal(image, 5)
@@ -160,7 +163,8 @@ def corners(image):
     monkeypatch.chdir(tmp_path)
     spfpn(
         "evaluate",
-        "repeatability",
+        "--protocol",
+        "R1",
         "--detector",
         "shi",
         "--detector",
@@ -179,7 +183,8 @@ def corners(image):
     assert mine[0] == mine[1] == mine[2]
     assert "no such file" in spfpn(
         "evaluate",
-        "repeatability",
+        "--protocol",
+        "R1",
         "--detector",
         "nowhere.py",
         "--sequences",
@@ -193,7 +198,8 @@ def test_compare_and_results_read_what_was_measured(tmp_path, photo, spfpn):
         write_sequence(tmp_path / "six" / f"v_{k}", photo, 4)
     spfpn(
         "evaluate",
-        "repeatability",
+        "--protocol",
+        "R1",
         "--detector",
         "harris",
         "--detector",
@@ -202,7 +208,7 @@ def test_compare_and_results_read_what_was_measured(tmp_path, photo, spfpn):
         tmp_path / "six",
     )
     told = spfpn("compare", "harris", "random")
-    assert "R1" in told and "can be told from zero" in told and "cannot" not in told
+    assert "R1" in told and "significant at 5 %" in told and "not significant" not in told
     assert "R1 on six" in spfpn("results")
     assert "'surf' was not measured by R1" in spfpn("compare", "harris", "surf", code=2)
     assert "no metric 'speed'" in spfpn("compare", "harris", "fast", "--metric", "speed", code=2)
@@ -213,7 +219,9 @@ def test_stability_of_a_moving_camera(tmp_path, photo, spfpn, outputs):
     (tmp_path / "frames").mkdir()
     for k in range(4):
         to_pil(photo[:, :120, 3 * k : 3 * k + 160]).save(tmp_path / "frames" / f"{k}.png")
-    told = spfpn("evaluate", "stability", "--detector", "harris", "--frames", tmp_path / "frames")
+    told = spfpn(
+        "evaluate", "--protocol", "T1", "--detector", "harris", "--frames", tmp_path / "frames"
+    )
     rows = read_metrics(outputs / "metrics.parquet")
     means = rows.groupby("detector")[["stability", "drift"]].mean()
     assert (
@@ -225,16 +233,15 @@ def test_stability_of_a_moving_camera(tmp_path, photo, spfpn, outputs):
 
 
 def test_readme_is_made_from_measured_rows():
-    "Every table of results in README names its rows, and no other figure of a detector stands there."
+    "The table of results in README has the detectors and the numbers of the stored rows."
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    tables = re.findall(r"<!-- table: (\S+) (\S+) (\S+) (.*?) -->\n\n((?:\|.*\n)+)", text)
-    assert tables
-    for file, protocol, name, _, table in tables:
-        rows = read_metrics(ROOT / "nbs" / file).query("protocol == @protocol and set == @name")
-        headline = table.splitlines()[0].split("|")[2].strip()
-        for line in table.splitlines()[2:]:
-            detector, figure = (cell.strip() for cell in line.split("|")[1:3])
-            assert f"{rows[rows.detector == detector][headline].mean():.3f}" == figure
+    (file, table), *more = re.findall(r"<!-- overview: (\S+) .*? -->\n\n((?:\|.*\n)+)", text)
+    rows = read_metrics(ROOT / "nbs" / file)
+    means = rows[rows.protocol == "R1"].groupby("detector")["repeatability@3"].mean()
+    lines = [[cell.strip("` ") for cell in line.split("|")] for line in table.splitlines()[2:]]
+    assert not more and {"spfpn-s", "spfpn-l", "superpoint", "harris"} <= {c[1] for c in lines}
+    for _, detector, figure, *_ in lines:
+        assert f"{means[detector]:.3f}" == figure
 
 
 def test_detectors_of_one_name_are_not_measured_as_one(spfpn, tmp_path):
@@ -249,13 +256,14 @@ def test_detectors_of_one_name_are_not_measured_as_one(spfpn, tmp_path):
     ]
     assert "are both called previous/phase2/best" in spfpn(
         "evaluate",
-        "repeatability",
+        "--protocol",
+        "R1",
         "--sequences",
         "warped-samples",
         "--limit",
         1,
         *both,
-        "--out",
+        "--metrics",
         tmp_path / "m.parquet",
         code=2,
     )
@@ -290,14 +298,16 @@ def test_photographs_of_one_name_in_two_folders_are_two_sequences_and_unreadable
         (tmp_path / name).parent.mkdir()
         to_pil(photo).save(tmp_path / name)
     (tmp_path / "c" / "2.png").write_bytes(b"")
-    found = warped_folder_sequences(tmp_path, share=0.99)
+    found = warped_folder_sequences(tmp_path, val_fraction=0.99)
     assert {s.name for s in found} == {"i_a/1", "v_a/1", "i_b/1", "v_b/1"}
-    assert len(warped_folder_sequences(tmp_path / "a", share=0.5)) == 2
+    assert len(warped_folder_sequences(tmp_path / "a", val_fraction=0.5)) == 2
 
 
 def test_what_is_measured_was_held_back(tmp_path, photo):
     for i in range(40):
         to_pil(photo[:, :32, :32]).save(tmp_path / f"{i}.png")
     for share in (0.05, 0.2):
-        names = {s.name[2:] + ".png" for s in open_sequences(f"warped:{tmp_path}", share=share)}
+        names = {
+            s.name[2:] + ".png" for s in open_sequences(f"warped:{tmp_path}", val_fraction=share)
+        }
         assert names == set(validation_ids([f"{i}.png" for i in range(40)], share))
