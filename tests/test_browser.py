@@ -1,7 +1,11 @@
-"""The explorers in JupyterLab, in a real browser: run the cells, move a slider by its keys, read what is drawn from the page's figure.
+"""The explorers in JupyterLab, in a real browser.
 
-Two explorers over small photographs in `make test`, all five of nbs/explore.ipynb in `make test-all`. Needs playwright (in the extra `dev`) and Chromium (`apt-get install chromium`, or another Chrome named by $CHROMIUM); skipped without them.
-$SCREENSHOTS names a folder for pictures of the explorers, and $THEME a theme of JupyterLab ("JupyterLab Dark") to see them in."""
+The tests run cells, move sliders by their keys, and read what the page's figure draws. `make test`
+has two explorers over small photographs, and `make test-all` all five of nbs/explore.ipynb.
+They need playwright (in the extra `dev`) and Chromium (`apt-get install chromium`, or another
+Chrome named by $CHROMIUM), and are skipped without them. $SCREENSHOTS names a folder for pictures
+of the explorers, and $THEME a theme of JupyterLab ("JupyterLab Dark") to see them in.
+"""
 
 import json
 import os
@@ -22,6 +26,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from spfpn.core.runs import RunFolder, default_cache
 from spfpn.data.sequences import warped_sample_sequences
 from spfpn.evaluate.protocol import PredictionCache
 from spfpn.evaluate.repeatability import R1
@@ -34,13 +39,24 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 )
 SIZE = (96, 128)
 
+_EXTENSIONS = "@jupyterlab/apputils-extension", "@jupyterlab/notebook-extension"
 SETTINGS = {
-    "@jupyterlab/apputils-extension/notification": {"checkForUpdates": False, "fetchNews": "false"},
-    "@jupyterlab/notebook-extension/tracker": {
-        "windowingMode": "none"
-    },  # cells out of sight stay in the page
-    "@jupyterlab/apputils-extension/themes": {"theme": os.environ.get("THEME", "JupyterLab Light")},
+    f"{_EXTENSIONS[0]}/notification": {"checkForUpdates": False, "fetchNews": "false"},
+    f"{_EXTENSIONS[1]}/tracker": {"windowingMode": "none"},  # cells out of sight stay in the page
+    f"{_EXTENSIONS[0]}/themes": {"theme": os.environ.get("THEME", "JupyterLab Light")},
 }
+FLAGS = (
+    "--no-browser",
+    "--allow-root",
+    "--ServerApp.ip=127.0.0.1",
+    "--ServerApp.port_retries=0",
+    "--LabApp.expose_app_in_browser=True",
+    "--LabApp.news_url=None",
+    "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    "--LabApp.extension_manager=readonly",
+    "--MappingKernelManager.cull_idle_timeout=300",  # should the tests be killed
+    "--ServerApp.shutdown_no_activity_timeout=300",
+)
 
 SMALL = (
     """
@@ -49,10 +65,13 @@ from spfpn.data.images import sample_images
 from spfpn.features.keypoints import Selection
 from spfpn.show.image_explorers import HeatmapExplorer
 from spfpn.show.warp_explorer import WarpExplorer
-harris = build("harris", Selection(max_keypoints=50))""",
-    "heatmaps = HeatmapExplorer(sample_images(limit=2), [harris, build('shi')], (96, 128))\nheatmaps.widget",
+images = sample_images(limit=2)
+harris = make_detector("harris", Selection(max_keypoints=50))""",
+    """
+heatmaps = HeatmapExplorer(images, [harris, make_detector("shi")], (96, 128))
+heatmaps.widget""",
     "heatmaps.controls['radius'].value = 8",
-    "WarpExplorer(sample_images(limit=2), harris, (96, 128)).widget",
+    "WarpExplorer(images, harris, (96, 128)).widget",
 )
 
 
@@ -85,15 +104,9 @@ def write(path: Path, cells: list):
     )
 
 
-@contextmanager
-def jupyterlab(folder: Path, settings: dict = SETTINGS):
-    "JupyterLab over `folder` on a port of its own; yields its address, and is gone with its kernels afterwards."
+def start_jupyterlab(folder: Path, port: int, token: str) -> subprocess.Popen:
+    "Start a server whose state lies beside `folder`."
     state = folder.parent / "state"
-    for name, values in settings.items():
-        path = state / "settings" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values))
-    port, token = free_port(), secrets.token_hex(16)
     places = {
         "JUPYTERLAB_SETTINGS_DIR": state / "settings",
         "JUPYTERLAB_WORKSPACES_DIR": state / "workspaces",
@@ -103,48 +116,41 @@ def jupyterlab(folder: Path, settings: dict = SETTINGS):
         "IPYTHONDIR": state / "ipython",
         "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
     }
+    where = f"--ServerApp.port={port}", f"--ServerApp.root_dir={folder}"
+    command = [sys.executable, "-m", "jupyterlab", *FLAGS, *where]
     with open(folder.parent / "lab.log", "wb") as log:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "jupyterlab",
-                "--no-browser",
-                "--allow-root",
-                "--ServerApp.ip=127.0.0.1",
-                f"--ServerApp.port={port}",
-                "--ServerApp.port_retries=0",
-                f"--IdentityProvider.token={token}",
-                f"--ServerApp.root_dir={folder}",
-                "--LabApp.expose_app_in_browser=True",
-                "--LabApp.news_url=None",
-                "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-                "--LabApp.extension_manager=readonly",
-                "--MappingKernelManager.cull_idle_timeout=300",
-                "--ServerApp.shutdown_no_activity_timeout=300",
-            ],  # should the tests be killed
+        return subprocess.Popen(
+            [*command, f"--IdentityProvider.token={token}"],
             env={**os.environ, **{k: str(v) for k, v in places.items()}},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def answers(server: subprocess.Popen, address: str, log: Path) -> bool:
+    "Say whether a server answers; fail when it has ended."
+    if server.poll() is not None:
+        pytest.fail("JupyterLab ended: " + log.read_text()[-2000:])
     try:
+        return urllib.request.urlopen(address, timeout=2).status == 200
+    except OSError:
+        return False
 
-        def up():
-            if server.poll() is not None:
-                pytest.fail("JupyterLab ended: " + (folder.parent / "lab.log").read_text()[-2000:])
-            try:
-                return (
-                    urllib.request.urlopen(
-                        f"http://127.0.0.1:{port}/api?token={token}", timeout=2
-                    ).status
-                    == 200
-                )
-            except OSError:
-                return False
 
-        wait(up, 60, "JupyterLab")
-        yield f"http://127.0.0.1:{port}", token
+@contextmanager
+def jupyterlab(folder: Path, settings: dict = SETTINGS):
+    "JupyterLab over `folder`: yields address and token, and ends with its kernels."
+    for name, values in settings.items():
+        path = folder.parent / "state" / "settings" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    port, token = free_port(), secrets.token_hex(16)
+    address, log = f"http://127.0.0.1:{port}", folder.parent / "lab.log"
+    server = start_jupyterlab(folder, port, token)
+    try:
+        wait(lambda: answers(server, f"{address}/api?token={token}", log), 60, "JupyterLab")
+        yield address, token
     finally:
         server.terminate()  # it ends its kernels first
         try:
@@ -186,8 +192,9 @@ class Notebook:
         return all(re.fullmatch(r"\[\d+\]:", p) for p in prompts) or bool(self.error_outputs())
 
     def error_outputs(self) -> list[str]:
+        kind = "[data-mime-type='application/vnd.jupyter.error']"
         return self.page.evaluate(
-            "[...document.querySelectorAll('[data-mime-type=\"application/vnd.jupyter.error\"]')].map(e => e.textContent)"
+            f'[...document.querySelectorAll("{kind}")].map(e => e.textContent)'
         )
 
     def explorer(self, label: str):
@@ -265,7 +272,8 @@ class Explorer:
             self.box.locator(".js-plotly-plot")
             .nth(figure)
             .evaluate(
-                "plot => [...plot.querySelectorAll('.imagelayer image, .layer-below image')].map(i => i.getAttribute('href') || i.getAttribute('xlink:href'))"
+                """plot => [...plot.querySelectorAll('.imagelayer image, .layer-below image')]
+                .map(i => i.getAttribute('href') || i.getAttribute('xlink:href'))"""
             )
         )
 
@@ -274,7 +282,8 @@ class Explorer:
         plot = self.box.locator(".js-plotly-plot").nth(figure)
         return np.array(
             plot.evaluate(
-                "(plot, k) => { const t = plot._fullData[k]; return Array.from(t.y).map((y, i) => [t.x ? t.x[i] : i, y]) }",
+                """(plot, k) => { const t = plot._fullData[k];
+                return Array.from(t.y).map((y, i) => [t.x ? t.x[i] : i, y]) }""",
                 trace,
             ),
             float,
@@ -315,9 +324,9 @@ def small(chromium, tmp_path_factory):
 
 
 def rotated(xy: np.ndarray, degrees: float, size=SIZE) -> np.ndarray:
-    "H·x about the centre of an image of `size`, +x towards +y; those inside the image."
-    a, centre = np.radians(degrees), (np.array(size[::-1]) - 1) / 2
-    moved = (xy - centre) @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + centre
+    "H·x about the center of an image of `size`, +x towards +y; those inside the image."
+    a, center = np.radians(degrees), (np.array(size[::-1]) - 1) / 2
+    moved = (xy - center) @ np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) + center
     return moved[((moved >= 0) & (moved <= np.array(size[::-1]) - 1)).all(1)]
 
 
@@ -334,7 +343,7 @@ def check_threshold(explorer: Explorer):
 
 
 def check_rotation(explorer: Explorer, size):
-    "The points drawn on the warp are those of the photograph, carried by the rotation that the slider shows."
+    "The points on the warp are those of the photograph, carried by the slider's rotation."
     before, first = (
         explorer.points(1),
         float(explorer.control("rotation °").locator(".widget-readout").inner_text()),
@@ -382,50 +391,43 @@ def test_a_page_that_is_loaded_again_shows_what_was_shown(small):
     assert small.errors == []
 
 
-def write_log(outputs: Path, epochs: int):
+def write_log(run: RunFolder, epochs: int):
     rows = [
         dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e)
         for e in range(1, epochs + 1)
         for split in ("train", "val")
     ]
-    pd.DataFrame(rows).to_parquet(outputs / "seen" / "phase1" / "log.parquet")
+    pd.DataFrame(rows).to_parquet(run.phase(1).log)
+
+
+def make_run(run: RunFolder):
+    "A run with a student, two epochs of a log, a picture, and a measured detector."
+    phase = run.phase(1)
+    phase.picture(0).parent.mkdir(parents=True)
+    save_checkpoint(SPFPN(channels=8), phase.best)
+    write_log(run, 2)
+    Image.new("L", (64, 48), 128).save(phase.picture(0))
+    cache = PredictionCache(default_cache(run.path.parent))
+    views = {"sequences": warped_sample_sequences(2)}
+    evaluate_detectors(["harris"], [R1], views, run.metrics, cache=cache)
 
 
 @pytest.fixture(scope="module")
 def explore(chromium, tmp_path_factory):
     "The explorer notebook in a project of its own, with a run to explore; its cells have run."
     project = tmp_path_factory.mktemp("explore") / "project"
-    phase = project / "outputs" / "seen" / "phase1"
-    for folder in (project / "nbs", phase / "predictions"):
-        folder.mkdir(parents=True)
+    (project / "nbs").mkdir(parents=True)
     (project / "settings.ini").write_text("[paths]\noutputs = outputs\n")
-    save_checkpoint(SPFPN(channels=8), phase / "best.safetensors")
-    write_log(project / "outputs", 2)
-    Image.new("L", (64, 48), 128).save(phase / "predictions" / "epoch_000.png")
-    evaluate_detectors(
-        ["harris"],
-        [R1],
-        warped_sample_sequences(2),
-        project / "outputs" / "seen" / "metrics.parquet",
-        kept=PredictionCache(project / "outputs" / "predictions"),
-    )
-    write(
-        project / "nbs" / "explore.ipynb",
-        [
-            nbformat.v4.new_code_cell(c.source)
-            for c in nbformat.read(ROOT / "nbs" / "explore.ipynb", 4).cells
-            if c.cell_type == "code"
-        ],
-    )
-    with jupyterlab(project / "nbs") as (address, token):
-        notebook = Notebook(
-            chromium.new_page(viewport=dict(width=1400, height=2000)),
-            address,
-            token,
-            "explore.ipynb",
-        )
+    run = RunFolder(project / "outputs" / "seen")
+    make_run(run)
+    cells = nbformat.read(ROOT / "nbs" / "explore.ipynb", 4).cells
+    code = [nbformat.v4.new_code_cell(c.source) for c in cells if c.cell_type == "code"]
+    write(project / "nbs" / "explore.ipynb", code)
+    with jupyterlab(project / "nbs") as server:
+        page = chromium.new_page(viewport=dict(width=1400, height=2000))
+        notebook = Notebook(page, *server, "explore.ipynb")
         notebook.run(300)
-        notebook.outputs = project / "outputs"
+        notebook.seen = run
         yield notebook
         assert notebook.errors == []
 
@@ -487,7 +489,7 @@ def test_training_is_followed(explore):
     training = explore.explorer("runs")
     assert "predictions of epoch 0" in training.message and training.box.locator("img").count() == 1
     training.toggle("follow")
-    write_log(explore.outputs, 5)
+    write_log(explore.seen, 5)
     wait(lambda: len(training.points(0)) == 5, 30, "the new epochs")
     training.screenshot("training")
     training.toggle("follow")
@@ -510,18 +512,17 @@ def test_results_of_a_pair(explore):
     "label, controls", [("threshold", 10), ("σ", 6), ("rotation °", 11), ("runs", 4), ("ε px", 4)]
 )
 def test_every_control_is_reached_by_tab(explore, label, controls):
-    "From the first control on, Tab goes through all of them: nobody needs a mouse to move a slider."
-    count = explore.explorer(
-        label
-    ).box.evaluate("""box => { window.wanted = [...box.querySelectorAll('select, input:not([type=file]), button:not([disabled]):not(.modebar-btn), .noUi-target:not([disabled]) .noUi-handle')];
-                                                             window.wanted[0].focus(); return window.wanted.length }""")
+    "Tab goes through all controls from the first on: nobody needs a mouse to move a slider."
+    count = explore.explorer(label).box.evaluate(
+        """box => { window.wanted = [...box.querySelectorAll(
+            'select, input:not([type=file]), button:not([disabled]):not(.modebar-btn), '
+            + '.noUi-target:not([disabled]) .noUi-handle')];
+        window.wanted[0].focus(); return window.wanted.length }"""
+    )
     for _ in range(2 * count):  # a slider's number is a stop as well
         explore.page.evaluate("() => { document.activeElement.dataset.reached = 'yes' }")
         explore.page.keyboard.press("Tab")
     assert count >= controls
-    assert (
-        explore.page.evaluate(
-            "() => window.wanted.filter(e => !e.dataset.reached).map(e => e.outerHTML.slice(0, 100))"
-        )
-        == []
-    )
+    missed = """() => window.wanted.filter(e => !e.dataset.reached)
+        .map(e => e.outerHTML.slice(0, 100))"""
+    assert explore.page.evaluate(missed) == []

@@ -1,4 +1,4 @@
-"The figures put things where the numbers say. Lessons show them; here are the corners that a lesson has no room for."
+"Pictures and figures put things where the numbers say: the cases that lessons do not show."
 
 import numpy as np
 import pandas as pd
@@ -30,8 +30,8 @@ from spfpn.show.pictures import (
 )
 
 
-def centre_of(drawn: Image.Image) -> tuple[float, float]:
-    "Centre of gravity of what is not black, in the picture's pixels."
+def center_of(drawn: Image.Image) -> tuple[float, float]:
+    "Center of gravity of what is not black, in the picture's pixels."
     weight = np.asarray(drawn.convert("L"), float)
     y, x = np.indices(weight.shape)
     return (x * weight).sum() / weight.sum(), (y * weight).sum() / weight.sum()
@@ -42,7 +42,7 @@ def centre_of(drawn: Image.Image) -> tuple[float, float]:
 def test_ring_lies_on_its_point_at_any_scale(x, y, scale):
     drawn = keypoint_picture(torch.zeros(1, 20, 27), [[x, y]], "white", scale)
     expected = [(c + 0.5) * scale - 0.5 for c in (x, y)]
-    assert centre_of(drawn) == pytest.approx(expected, abs=0.06)  # 8 bits of grey
+    assert center_of(drawn) == pytest.approx(expected, abs=0.06)  # 8 bits of gray
 
 
 @pytest.mark.parametrize("scale", [0.3, 0.5, 1, 1.5, 2.25, 4])

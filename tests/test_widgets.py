@@ -1,4 +1,4 @@
-"Controls are set in Python as a hand would set them, and what is drawn is computed again without the widget."
+"Controls are set in Python, and what is drawn is computed again without the widget."
 
 import asyncio
 import io
@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from spfpn.core.runs import RunFolder
 from spfpn.data.images import folder_images, sample_images
 from spfpn.data.sequences import warped_sample_sequences
-from spfpn.evaluate.protocol import PredictionCache
-from spfpn.evaluate.protocols import get_protocol
+from spfpn.evaluate.protocol import PredictionCache, get_protocol
 from spfpn.evaluate.repeatability import R1
 from spfpn.evaluate.results import evaluate_detectors
 from spfpn.features.factory import make_detector
@@ -24,7 +24,6 @@ from spfpn.features.keypoints import (
     select_keypoints,
 )
 from spfpn.features.student import StudentDetector
-from spfpn.features.teachers import teacher
 from spfpn.geometry.homography import warp_image
 from spfpn.models.spfpn import SPFPN
 from spfpn.show.image_explorers import (
@@ -47,7 +46,7 @@ def drawn(explorer, trace: int = 0) -> np.ndarray:
 
 
 def rotation(degrees: float) -> np.ndarray:
-    "About the centre of an image of SIZE, +x towards +y, written out without the library."
+    "About the center of an image of SIZE, +x towards +y, written out without the library."
     a, (cx, cy) = np.radians(degrees), ((SIZE[1] - 1) / 2, (SIZE[0] - 1) / 2)
     to, back = np.eye(3), np.eye(3)
     to[:2, 2], back[:2, 2] = (-cx, -cy), (cx, cy)
@@ -248,7 +247,7 @@ def test_errors_become_messages():
     class Broken:
         name = "broken <b>"
 
-        def scores(self, images):
+        def heatmap(self, images):
             raise RuntimeError("no <weights>")
 
     message = HeatmapExplorer(sample_images(limit=1), [Broken()], SIZE).message.value
@@ -315,7 +314,7 @@ def test_consistency_map_adds_up_to_the_loss_shown(student, kind, loss):
 def test_consistency_stays_where_it_is_while_matches_come_and_go(student):
     "A figure that is taken out of the page and put back is deaf there."
     warps = WarpExplorer(
-        sample_images(limit=1), teacher("aliked", Selection(max_keypoints=30)), SIZE, student
+        sample_images(limit=1), make_detector("aliked", Selection(max_keypoints=30)), SIZE, student
     )
     warps.controls["consistency"].value = "huber"
     (figure,) = warps.extra["consistency"].children
@@ -358,7 +357,7 @@ def test_losses_of_a_perfect_prediction_and_of_masks_they_do_not_fit():
     mask = torch.full((1, 1, 8, 8), 0.25)
     values = loss_table(mask.logit(), mask).set_index("loss").value
     assert (
-        values[["Bernoulli KL", "Huber, δ .1", "KL of softmax", "KL of normalised mask"]]
+        values[["Bernoulli KL", "Huber, δ .1", "KL of softmax", "KL of normalized mask"]]
         .abs()
         .max()
         < 1e-5
@@ -384,15 +383,14 @@ def test_a_student_is_shown_beside_its_target(student):
 
 
 def log(folder, run: str, epochs: int):
-    path = folder / run / "phase1" / "log.parquet"
+    path = RunFolder(folder / run).phase(1).log
     path.parent.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(
-        [
-            dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e)
-            for e in range(1, epochs + 1)
-            for split in ("train", "val")
-        ]
-    ).to_parquet(path)
+    rows = [
+        dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e)
+        for e in range(1, epochs + 1)
+        for split in ("train", "val")
+    ]
+    pd.DataFrame(rows).to_parquet(path)
 
 
 def test_training_without_a_run_says_so(tmp_path):
@@ -409,11 +407,10 @@ def test_training_without_a_run_says_so(tmp_path):
 def test_training_steps_through_saved_predictions(tmp_path):
     log(tmp_path, "a", 3)
     log(tmp_path, "b", 3)
-    (tmp_path / "a" / "phase1" / "predictions").mkdir()
-    for epoch, grey in ((0, 0), (2, 200)):
-        Image.new("L", (4, 4), grey).save(
-            tmp_path / "a" / "phase1" / "predictions" / f"epoch_{epoch:03d}.png"
-        )
+    phase = RunFolder(tmp_path / "a").phase(1)
+    phase.picture(0).parent.mkdir()
+    for epoch, gray in ((0, 0), (2, 200)):
+        Image.new("L", (4, 4), gray).save(phase.picture(epoch))
     training = TrainingExplorer(tmp_path)
     training.controls["runs"].value = list(training.seen)
     assert (
@@ -434,7 +431,9 @@ def test_training_steps_through_saved_predictions(tmp_path):
 def test_training_follows_a_run_and_stops(tmp_path):
     log(tmp_path, "live", 1)
     training = TrainingExplorer(tmp_path, seconds=0.02)
-    length = lambda: len(training.figure.data[0].x)
+
+    def length():
+        return len(training.figure.data[0].x)
 
     async def until(condition):
         for _ in range(500):
@@ -460,14 +459,9 @@ def test_training_follows_a_run_and_stops(tmp_path):
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     views, kept = warped_sample_sequences(2, (120, 160)), PredictionCache(folder / "predictions")
+    protocols, path = [R1, get_protocol("R1:rounded")], folder / "metrics.parquet"
     return (
-        evaluate_detectors(
-            ["harris"],
-            [R1, get_protocol("R1:rounded")],
-            views,
-            folder / "metrics.parquet",
-            kept=kept,
-        ),
+        evaluate_detectors(["harris"], protocols, {"sequences": views}, path, cache=kept),
         views,
         kept,
     )
