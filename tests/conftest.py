@@ -1,4 +1,4 @@
-"Notebooks that the tests write, a place for what the library writes, and how many examples hypothesis makes up."
+"Notebooks that the tests write, a folder for outputs, and how many examples hypothesis makes up."
 
 import os
 from pathlib import Path
@@ -34,5 +34,6 @@ def write_notebook():
 def outputs(tmp_path_factory, monkeypatch):
     "What a command leaves in outputs/ lies in a folder of the test's own."
     folder = tmp_path_factory.mktemp("outputs")
-    monkeypatch.setattr("spfpn.core.files.outputs_dir", lambda: folder)
+    for module in ("files", "runs"):
+        monkeypatch.setattr(f"spfpn.core.{module}.outputs_dir", lambda: folder)
     return folder

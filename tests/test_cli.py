@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 
 import spfpn
 from spfpn.apps.cli import app
+from spfpn.core.config import Config
 from spfpn.core.files import content_digest
+from spfpn.core.registry import DETECTORS, PROTOCOLS, Entry
+from spfpn.core.runs import RunFolder
 from spfpn.labels.store import LabelStore
 from spfpn.models.spfpn import SPFPN, load_checkpoint, save_checkpoint
 
@@ -40,7 +43,8 @@ def student(tmp_path):
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
-    code = "import sys; from spfpn.apps.cli import app; sys.exit(bool({'torch', 'pandas', 'plotly', 'papermill'} & sys.modules.keys()))"
+    code = "import sys; from spfpn.apps.cli import app; "
+    code += "sys.exit(bool({'torch', 'pandas', 'plotly', 'papermill'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     result = call("--help")
     assert result.exit_code == 0
@@ -50,9 +54,13 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
         "train",
         "evaluate",
         "detect",
+        "results",
+        "compare",
         "export",
         "benchmark",
         "explore",
+        "list",
+        "config",
     ):
         assert command in result.output
 
@@ -61,35 +69,73 @@ def test_version():
     assert call("--version").output.strip() == spfpn.__version__
 
 
+def words(result) -> str:
+    "What a command printed, in one line and without the frame around an error."
+    return " ".join(result.output.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (("run", "--profile", "nosuch"), "nosuch"),
-        (("run", "-p", "heigth=3"), "heigth"),
-        (("run", "-p", "batch=many"), "batch='many'"),
-        (("run", "-p", "batch"), "key=value"),
-        (("run", "--out", "../up"), "../up"),
-        (("evaluate", "repeatability", "--detector", "harrris"), "harrris"),
-        (("evaluate", "repeatability", "--detector", "harris", "--protocol", "H1"), "R1, R2"),
-        (
-            ("evaluate", "repeatability", "--detector", "harris", "--sequences", "/no/such/folder"),
-            "/no/such/folder",
-        ),
+        (("run", "-p", "data.heigth=3"), "did you mean data.height?"),
+        (("run", "-p", "train.batch_size=many"), "train.batch_size='many'"),
+        (("run", "-p", "train.batch_size"), "key=value"),
+        (("run", "-p", "labels.teacher=superpiont"), "unknown detector 'superpiont'"),
+        (("run", "--run", ".up"), "'.up': a run's name has letters"),
+        (("evaluate", "--detector", "harrris"), "unknown detector 'harrris'"),
+        (("evaluate", "--detector", "harris", "--protocol", "R9"), "R9"),
+        (("evaluate", "--detector", "harris", "--protocol", "T1"), "add --frames FOLDER"),
+        (("evaluate", "--detector", "harris", "--sequences", "/no/folder"), "/no/folder"),
+        (("list", "teachers"), "choose one of detectors, descriptors, backbones"),
     ],
 )
 def test_errors_are_one_message(arguments, message):
     result = call(*arguments)
     assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
-    assert message in result.output and "Traceback" not in result.output
+    assert message in words(result) and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("run --out mine", "--out is now --run"),
+        ("label --out mine", "--out is now --run"),
+        ("train phase1 --out mine", "--out is now --run"),
+        ("train phase2 --start a.safetensors", "--start is now -p phase2.init_from=CHECKPOINT"),
+        ("evaluate --detector fast --out a.parquet", "--out is now --metrics"),
+        ("evaluate --detector fast --again", "--again is now --no-cache"),
+        ("evaluate repeatability --detector fast", "is now `spfpn evaluate --protocol R1`"),
+        ("evaluate homography --detector fast", "is now `spfpn evaluate --protocol H1`"),
+        ("evaluate detection --detector fast", "is now `spfpn evaluate --protocol S1`"),
+        ("evaluate stability --detector fast", "is now `spfpn evaluate --protocol T1`"),
+        ("export spfpn-s --points 9", "--points is now --max-keypoints"),
+        ("benchmark --row spfpn-s", "--row is now `spfpn benchmark detect --detector"),
+        ("benchmark --labelling", "--labelling is now `spfpn benchmark label`"),
+        ("run -p batch=8", "batch is now train.batch_size"),
+        ("run -p phase2_loss=own", "phase2_loss=own is now phase2.targets=pseudo_labels"),
+    ],
+)
+def test_an_old_option_or_key_is_answered_with_the_new_one(arguments, message):
+    result = call(*arguments.split())
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit)
+    assert message in words(result) and len(result.output.splitlines()) == 1
+
+
+def test_all_mistakes_are_named_at_once_a_line_each():
+    result = call("run", "-p", "phase1.lr=fast", "-p", "phase1.lrate=1")
+    assert [line.split(":")[0] for line in result.output.splitlines()] == ["error", "error"]
+    result = call("evaluate", "--detector", "harrris", "--detector", "faast")
+    assert [line.split("'")[1] for line in result.output.splitlines()] == ["harrris", "faast"]
 
 
 def test_debug_shows_the_way(monkeypatch):
     monkeypatch.setenv("SPFPN_DEBUG", "1")
-    assert isinstance(call("run", "-p", "heigth=3").exception, ValueError)
+    assert isinstance(call("run", "-p", "data.heigth=3").exception, ValueError)
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr("spfpn.apps.cli._settings", lambda *_: 1 / 0)
+    monkeypatch.setattr("spfpn.apps.cli._start", lambda *_: 1 / 0)
     assert isinstance(call("run").exception, ZeroDivisionError)
 
 
@@ -104,119 +150,96 @@ def test_a_failing_notebook_is_exit_code_1(monkeypatch):
     assert result.exit_code == 1 and "failed in cell 4" in result.output
 
 
-def test_run_hands_over_settings_and_name(monkeypatch):
+def test_run_hands_over_configuration_and_run(monkeypatch, outputs):
     seen = []
     monkeypatch.setattr(
         "spfpn.apps.workbook.run_workbook",
-        lambda settings, name: seen.append((settings.seed, settings.teacher, name)),
+        lambda config, run: seen.append((config.run.seed, config.labels.teacher, run.path)),
     )
-    assert call("run", "-p", "seed=4", "-p", "teacher=disk", "--out", "mine").exit_code == 0
+    changed = ("-p", "run.seed=4", "-p", "labels.teacher=aliked")
+    assert call("run", *changed, "--run", "mine").exit_code == 0
     assert call("run").exit_code == 0
-    assert seen[0] == (4, "disk", "mine") and seen[1][2] == "quick"
+    assert call("run", "--run", outputs / "a" / "b").exit_code == 0
+    assert seen[0] == (4, "aliked", outputs / "mine")
+    assert [path for *_, path in seen[1:]] == [outputs / "quick", outputs / "a" / "b"]
+
+
+def options(*more: str) -> list[str]:
+    "A training of seconds."
+    size = ("data.limit=3", "data.height=64", "data.width=96", "labels.max_keypoints=50")
+    small = ("train.views_per_epoch=1", "model.fpn_channels=8", "phase1.epochs=1", "phase1.lr=2e-3")
+    old = ("phase1.init_from=", "phase1.sigma=1.2", "labels.teacher=aliked", "model.fpn_levels=4")
+    return [x for key in (*size, *small, *old, *more) for x in ("-p", key)]
 
 
 def test_label_and_train_leave_a_student(tmp_path):
-    few = [
-        x
-        for p in (
-            "limit=3",
-            "height=64",
-            "width=96",
-            "max_keypoints=50",
-            "matcher=nearest",
-            "batch=2",
-            "repeats=1",
-            "fpn_channels=8",
-            "phase1_epochs=1",
-            "phase2_epochs=1",
-            "pair_limit=2",
-        )
-        for x in ("-p", p)
-    ]
-    for command in (("label",), ("train", "phase1"), ("train", "phase2")):
-        result = call(*command, "--out", tmp_path, *few)
-        assert result.exit_code == 0, result.output
-    assert len(LabelStore(tmp_path / "labels")) == 3 and len(LabelStore(tmp_path / "pairs")) == 2
-    assert (
-        load_checkpoint(tmp_path / "phase1" / "best.safetensors").low == 0
-        and load_checkpoint(tmp_path / "phase2" / "best.safetensors").low == 0.1
+    few = options(
+        "labels.matcher=mnn",
+        "labels.pair_limit=2",
+        "train.batch_size=2",
+        "phase2.targets=matched_pairs",
+        "phase2.epochs=1",
     )
-    again = call("train", "phase1", "--out", tmp_path, *few, "-p", "phase1_lr=0.5")
+    for command in (("label",), ("train", "phase1"), ("train", "phase2")):
+        result = call(*command, "--run", tmp_path, *few)
+        assert result.exit_code == 0, result.output
+    run = RunFolder(tmp_path)
+    assert len(LabelStore(run.labels)) == 3 and len(LabelStore(run.pairs)) == 2
+    assert load_checkpoint(run.phase(1).best).low == 0
+    assert load_checkpoint(run.phase(2).best).low == 0.1
+    again = call("train", "phase1", "--run", tmp_path, *few, "-p", "phase1.lr=0.5")
     assert again.exit_code == 1 and "begun with other settings" in again.output
 
 
 def test_a_student_learns_from_its_own_labels_without_pairs(tmp_path):
-    few = [
-        x
-        for p in (
-            "limit=3",
-            "height=64",
-            "width=96",
-            "max_keypoints=50",
-            "batch=4",
-            "views=3",
-            "shapes=1",
-            "shapes_weight=4",
-            "shapes_weight_end=0.5",
-            "repeats=1",
-            "fpn_channels=8",
-            "phase1_start=",
-            "phase1_epochs=1",
-            "phase2_epochs=2",
-            "phase2_loss=own",
-            "pairs_per_image=0",
-        )
-        for x in ("-p", p)
-    ]
+    few = options(
+        "train.batch_size=4",
+        "phase2.adaptation_views=3",
+        "phase2.adaptation_scales=1",
+        "phase2.epochs=2",
+        "phase2.targets=pseudo_labels",
+        "augment.shapes_per_view=1",
+        "augment.shapes_weight=4",
+        "augment.shapes_weight_end=0.5",
+    )
     for command in (("label",), ("train", "phase1"), ("train", "phase2")):
-        result = call(*command, "--out", tmp_path, *few)
+        result = call(*command, "--run", tmp_path, *few)
         assert result.exit_code == 0, result.output
-    assert not (tmp_path / "pairs").exists()
-    made = LabelStore(tmp_path / "own").settings()
-    assert (
-        made["teacher"].endswith("phase1/best")
-        and made["weights"] == content_digest(tmp_path / "phase1" / "best.safetensors")
-        and made["adaptation"] == 3
-    )
-    after = load_checkpoint(tmp_path / "phase2" / "best.safetensors")
+    run = RunFolder(tmp_path)
+    assert not run.pairs.exists()
+    made = LabelStore(run.pseudo_labels).settings()
+    assert "phase1/best" in made["teacher"] and made["adaptation"] == 3
+    assert made["weights"] == content_digest(run.phase(1).best)
+    after = load_checkpoint(run.phase(2).best)
     assert (after.low, after.high) == (0, 1), "the scale of phase 1"
-    seen = (
-        pd.read_parquet(tmp_path / "phase2" / "log.parquet")
-        .query("split == 'train'")
-        .pivot(index="step", columns="name", values="value")
-    )
-    assert ((seen["loss"] - seen["photographs"]) / seen["figures"]).tolist() == pytest.approx(
-        [4, 2.25], rel=1e-3
-    ), "figures count less and less"
-    without = call("train", "phase2", "--out", tmp_path, *few, "-p", "phase2_loss=kl")
-    assert without.exit_code == 1 and "phase2_loss=kl learns from them" in without.output
+    log = pd.read_parquet(run.phase(2).log).query("split == 'train'")
+    seen = log.pivot(index="step", columns="name", values="value")
+    ratio = (seen["loss"] - seen["photographs"]) / seen["shapes"]
+    assert ratio.tolist() == pytest.approx([4, 2.25], rel=1e-3), "shapes count less and less"
+    without = call("train", "phase2", "--run", tmp_path, *few, "-p", "phase2.targets=matched_pairs")
+    assert without.exit_code == 2 and "no pairs in" in without.output
     after.low, after.high = 0.1, 0.9
-    save_checkpoint(after, tmp_path / "paired.safetensors")
-    refused = call(
-        "train", "phase2", "--out", tmp_path, "--start", tmp_path / "paired.safetensors", *few
-    )
+    paired = save_checkpoint(after, tmp_path / "paired.safetensors")
+    start = ("-p", f"phase2.init_from={paired}")
+    refused = call("train", "phase2", "--run", tmp_path, *start, *few)
     assert refused.exit_code == 1 and "Begin with a checkpoint of phase 1" in refused.output
 
 
 def test_a_student_labels_but_cannot_match(tmp_path):
+    few = ("data.limit=3", "data.height=64", "data.width=96", "labels.teacher=spfpn-s")
     few = [
         x
-        for p in ("limit=3", "height=64", "width=96", "teacher=spfpn-s", "adaptation=2")
-        for x in ("-p", p)
+        for key in (*few, "labels.adaptation_views=2", "labels.adaptation_aggregate=mean")
+        for x in ("-p", key)
     ]
-    refused = call("label", "--out", tmp_path, *few)
-    assert (
-        refused.exit_code == 2
-        and "no descriptors to match by" in refused.output
-        and "pairs_per_image=0" in refused.output
-    )
-    assert call("label", "--out", tmp_path, *few, "-p", "pairs_per_image=0").exit_code == 0
-    row = LabelStore(tmp_path / "labels").row(0)
-    assert (
-        row["teacher"] == "spfpn-s" and min(row["score"]) > 0.01 and any(x % 1 for x in row["x"])
-    ), "between pixels, and no faint ones"
-    unknown = call("label", "--out", tmp_path, "-p", "teacher=superpiont")
-    assert unknown.exit_code != 0 and "choose one of aliked" in unknown.output
+    refused = call("label", "--run", tmp_path, *few)
+    assert refused.exit_code == 2 and "has no descriptors" in refused.output
+    assert "phase2.targets=pseudo_labels" in refused.output
+    alone = ("-p", "phase2.targets=pseudo_labels")
+    assert call("label", "--run", tmp_path, *few, *alone).exit_code == 0
+    row = LabelStore(RunFolder(tmp_path).labels).row(0)
+    assert row["teacher"] == "spfpn-s" and min(row["score"]) > 0.01, "no faint ones"
+    assert any(x % 1 for x in row["x"]), "between pixels"
 
 
 def test_detect_writes_what_is_asked_for(photo, tmp_path):
@@ -257,38 +280,75 @@ def test_detect_names_the_broken_file_and_reads_the_others(photo, tmp_path):
 
 
 def test_detect_without_a_student_says_how_to_get_one(photo, tmp_path, monkeypatch):
-    monkeypatch.setattr("spfpn.core.files.outputs_dir", lambda: tmp_path)
+    monkeypatch.setattr("spfpn.core.runs.outputs_dir", lambda: tmp_path)
     monkeypatch.setattr("spfpn.models.spfpn.PRETRAINED_DIR", tmp_path)
     result = call("detect", photo)
     assert result.exit_code == 2 and "spfpn run" in result.output
 
 
 def test_evaluate_prints_a_table_and_keeps_the_rows(tmp_path):
-    result = call(
-        "evaluate",
-        "repeatability",
-        "--detector",
-        "harris",
-        "--detector",
-        "random",
-        "--sequences",
-        "warped-samples",
-        "--limit",
-        1,
-        "--out",
-        tmp_path / "m.parquet",
-    )
+    sequences = ("--sequences", "warped-samples", "--limit", 1)
+    detectors = ("--detector", "harris", "--detector", "random")
+    result = call("evaluate", *detectors, *sequences, "--metrics", tmp_path / "m.parquet")
     assert result.exit_code == 0, result.output
     assert "R1 on warped-samples" in result.output and '"keep": 300' in result.output
     assert set(pd.read_parquet(tmp_path / "m.parquet").detector) == {"harris", "random"}
 
 
-def test_evaluate_detection(monkeypatch):
-    from spfpn.evaluate.protocols import PROTOCOLS
+def test_several_protocols_at_once(tmp_path, monkeypatch):
+    few = replace(PROTOCOLS.get("S1"), images=22)
+    monkeypatch.setitem(PROTOCOLS._entries, "S1", Entry(few))
+    protocols = ("--protocol", "S1", "--protocol", "R1:nms2")
+    sequences = ("--sequences", "warped-samples", "--limit", 1)
+    result = call("evaluate", *protocols, "--detector", "harris", *sequences)
+    assert result.exit_code == 0, result.output
+    assert "S1 on shapes-clean" in result.output and "R1:nms2 on" in result.output
 
-    monkeypatch.setitem(PROTOCOLS, "S1", replace(PROTOCOLS["S1"], images=22))
-    result = call("evaluate", "detection", "--detector", "harris")
-    assert result.exit_code == 0 and "S1 on shapes-clean" in result.output, result.output
+
+def test_all_means_the_standard_detectors(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "spfpn.evaluate.results.evaluate_detectors", lambda specs, *_, **__: seen.extend(specs)
+    )
+    call("evaluate", "--protocol", "S1", "--detector", "all", "--detector", "fast")
+    standard = ["harris", "shi", "fast", "sift", "superpoint", "aliked", "disk"]
+    assert sorted(seen) == sorted(standard) == DETECTORS.names(standard=True)
+
+
+# what is there
+
+
+@pytest.mark.parametrize(
+    "kind, names",
+    [
+        ("detectors", ("harris", "disk", "spfpn-s")),
+        ("descriptors", ("sift",)),
+        ("matchers", ("mnn", "lightglue")),
+        ("protocols", ("R1", "H1", "S1", "T1")),
+        ("estimators", ("opencv", "poselib")),
+        ("heads", ("shuffle", "bicubic")),
+        ("losses", ("bce", "penalty_focal", "focal", "huber", "kl")),
+    ],
+)
+def test_a_registry_is_listed(kind, names):
+    result = call("list", kind)
+    assert result.exit_code == 0
+    listed = {line.split()[0] for line in result.stdout.splitlines()}
+    assert set(names) <= listed and "FILE.py:NAME" in result.output
+
+
+def test_backbones_are_listed_though_any_of_timm_will_do():
+    result = call("list", "backbones")
+    assert result.exit_code == 0 and "FILE.py:NAME" in result.output
+
+
+def test_config_prints_every_key():
+    plain, quick = call("config"), call("config", "--profile", "quick", "-p", "run.seed=7")
+    assert plain.exit_code == quick.exit_code == 0
+    for key in Config().flat():
+        assert f" {key} " in plain.output and f" {key} " in quick.output
+    (seed,) = (line for line in quick.output.splitlines() if " run.seed " in line)
+    assert seed.split()[1:3] == ["7", "0"], "the value, then the default"
 
 
 def test_explore_outside_a_checkout(tmp_path, monkeypatch):
