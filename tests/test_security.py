@@ -1,4 +1,4 @@
-"""What comes from outside is data: no pickle runs, no file name becomes markup, no parameter becomes code, and JupyterLab answers its owner alone."""
+"What comes from outside is data: no pickle runs, and no name becomes markup or code."
 
 import ast
 import json
@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import constants
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 from plotly.offline import get_plotlyjs
@@ -29,15 +29,15 @@ from typer.testing import CliRunner
 
 import spfpn
 from spfpn.apps.cli import app
-from spfpn.apps.workbook import notebook_parameters, record
-from spfpn.core.files import WeightsError, project_root
-from spfpn.core.settings import Settings
+from spfpn.apps.workbook import notebook_parameters
+from spfpn.core.config import Config
+from spfpn.core.files import ConfigError, WeightsError, project_root
+from spfpn.core.runs import RunFolder
 from spfpn.data.images import folder_images
 from spfpn.data.sequences import warped_sample_sequences
 from spfpn.evaluate.repeatability import R1
 from spfpn.features.factory import make_detector
-from spfpn.features.teachers import SUPERPOINT_OPEN, teacher
-from spfpn.labels.labeling import skipped_images
+from spfpn.features.teachers import SUPERPOINT_OPEN
 from spfpn.labels.store import LabelStore
 from spfpn.match.matchers import LIGHTGLUE_SUPERPOINT, make_matcher
 from spfpn.models.spfpn import CheckpointError, load_checkpoint, make_backbone
@@ -80,7 +80,7 @@ def test_the_trap_works(tmp_path):
 @pytest.mark.parametrize(
     "weights, load_it",
     [
-        (SUPERPOINT_OPEN, lambda: teacher("superpoint-open")),
+        (SUPERPOINT_OPEN, lambda: make_detector("superpoint-open")),
         (LIGHTGLUE_SUPERPOINT, lambda: make_matcher("lightglue", "superpoint")),
     ],
 )
@@ -126,7 +126,7 @@ def calls_of(tree: ast.AST) -> list[tuple[str, ast.Call]]:
 
 
 def test_nothing_in_the_library_unpickles():
-    for path in Path(spfpn.__file__).parent.glob("*.py"):
+    for path in Path(spfpn.__file__).parent.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         imported = {
             name.name
@@ -213,8 +213,7 @@ def run(tmp_path_factory):
             pd.DataFrame(
                 [dict(step=s, epoch=1.0, split="train", name=name, value=1.0) for s in (1, 2)]
             ).to_parquet(out / phase / "log.parquet")
-        record(
-            out,
+        RunFolder(out).record(
             "run",
             git_commit=name,
             seed=name,
@@ -223,8 +222,8 @@ def run(tmp_path_factory):
             settings={name: name},
             versions={name: name},
         )
-        record(out, name, skipped={name: f"{name}: not a readable image"}, **{name: name})
-        return page_of(write_report(out, {name: Image.new("L", (4, 4))}))
+        RunFolder(out).record(name, skipped={name: f"{name}: not a readable image"}, **{name: name})
+        return page_of(write_report(RunFolder(out), {name: Image.new("L", (4, 4))}))
 
     return report
 
@@ -248,9 +247,9 @@ def test_a_file_of_that_name_is_text_in_report_and_explorer(tmp_path):
     from test_bad_input import Brightness, label
 
     store = label(tmp_path / "in", tmp_path / "run" / "labels")
-    assert set(skipped_images(store)) == set(names)
-    record(tmp_path / "run", "label", skipped=skipped_images(store))
-    page = page_of(write_report(tmp_path / "run"))
+    assert set(store.skipped) == set(names)
+    RunFolder(tmp_path / "run").record("label", skipped=store.skipped)
+    page = page_of(write_report(RunFolder(tmp_path / "run")))
     assert (
         not {tag[0] for tag in page.tags} & {"img", "svg", "iframe"}
         and len([tag for tag in page.tags if tag[0] == "script"]) == 1
@@ -285,7 +284,7 @@ def test_a_parameter_is_a_value_in_the_notebook(value, tmp_path_factory):
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
-    cell = nbformat.v4.new_code_cell('out = ""\nimages = ""')
+    cell = nbformat.v4.new_code_cell('run = ""\nprofile = ""\noverrides = {}')
     cell.metadata["tags"] = ["parameters"]
     path = tmp_path_factory.getbasetemp() / "injection.ipynb"
     notebook = nbformat.v4.new_notebook(
@@ -293,7 +292,11 @@ def test_a_parameter_is_a_value_in_the_notebook(value, tmp_path_factory):
         metadata=dict(kernelspec=dict(name="python3", language="python", display_name="")),
     )
     nbformat.write(notebook, path)
-    taken = notebook_parameters(path, Settings(images=value))
+    try:
+        config = Config().replace({"data.images": value})
+    except ConfigError:
+        assume(False)
+    taken = notebook_parameters(path, config)
     filled = parameterize_notebook(
         load_notebook_node(str(path)), taken, kernel_name="python3", language="python"
     )
@@ -301,12 +304,14 @@ def test_a_parameter_is_a_value_in_the_notebook(value, tmp_path_factory):
         cell.source for cell in filled.cells if "injected-parameters" in cell.metadata.tags
     ]
     assert all(
-        isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        isinstance(node, ast.Assign) and ast.literal_eval(node.value) is not ...
         for node in ast.parse(injected).body
     )
     names = {}
     exec(injected, names)
-    assert names["images"] == value and set(names) - {"__builtins__"} == set(taken)
+    assert names["overrides"] == taken["overrides"]
+    assert set(names) - {"__builtins__"} == set(taken)
+    assert taken["overrides"].get("data.images", "samples") == config.data.images
 
 
 # ---- JupyterLab
@@ -315,7 +320,7 @@ def test_a_parameter_is_a_value_in_the_notebook(value, tmp_path_factory):
 def test_explore_listens_on_this_machine_alone_and_keeps_its_token(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "spfpn.apps.cli.subprocess.run",
+        "spfpn.apps.cli_tools.subprocess.run",
         lambda command, **_: seen.append(command) or subprocess.CompletedProcess(command, 0),
     )
     assert CliRunner().invoke(app, ["explore", "--port", "9999"]).exit_code == 0

@@ -9,7 +9,15 @@ from spfpn.data.images import sample_images
 from spfpn.models.spfpn import SPFPN, save_checkpoint
 
 TUTORIALS = project_root() / "nbs" / "tutorials"
-SMALL = dict(height=64, width=96, max_keypoints=40, batch=2, crop=64, repeats=1, device="cpu")
+SMALL = {
+    "data.height": 64,
+    "data.width": 96,
+    "labels.max_keypoints": 40,
+    "labels.matcher": "mnn",
+    "train.batch_size": 2,
+    "train.views_per_epoch": 1,
+    "augment.crop": 64,
+}
 
 
 def execute(name, folder, **parameters):
@@ -17,7 +25,7 @@ def execute(name, folder, **parameters):
     papermill.execute_notebook(
         str(TUTORIALS / f"{name}.ipynb"),
         str(folder / f"{name}.ipynb"),
-        dict(out=str(folder), **parameters),
+        {"out": str(folder), "device": "cpu", **parameters},
         kernel_name="python3",
         language="python",
         progress_bar=False,
@@ -40,7 +48,12 @@ def test_your_photographs(tmp_path):
         Image.open(path).convert("RGB").resize((96, 64)).save(folder / f"{path.stem}.jpg")
     start = save_checkpoint(SPFPN(channels=8), tmp_path / "given" / "mine" / "student.safetensors")
     rows = execute(
-        "your_photographs", tmp_path, images=str(folder), start=str(start), phase1_epochs=1, **SMALL
+        "your_photographs",
+        tmp_path,
+        images=str(folder),
+        init_from=str(start),
+        epochs=1,
+        overrides=SMALL,
     )
     assert {"given/mine/student", "yours/after/best", "disk", "harris", "random"} == set(
         rows.detector
@@ -49,23 +62,10 @@ def test_your_photographs(tmp_path):
 
 
 def test_your_loss(tmp_path):
-    rows = execute(
-        "your_loss",
-        tmp_path,
-        limit=4,
-        phase1_epochs=1,
-        phase2_epochs=1,
-        matcher="nearest",
-        sequence_limit=1,
-        **SMALL,
-    )
-    assert {
-        "loss/huber/best",
-        "loss/correlated/best",
-        "loss/phase1/best",
-        "harris",
-        "random",
-    } == set(rows.detector)
+    small = SMALL | {"labels.max_reproj_error": 0}
+    rows = execute("your_loss", tmp_path, limit=4, epochs=1, sequence_limit=1, overrides=small)
+    trained = {"loss/huber/best", "loss/correlation/best"}
+    assert trained | {"spfpn-s", "harris", "random"} == set(rows.detector)
 
 
 def test_your_detector(tmp_path):
