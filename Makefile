@@ -7,13 +7,16 @@ PIP_ARGS ?=
 BIN      := $(VENV)/bin
 READY    := $(VENV)/.installed
 
-.PHONY: help setup run test test-all readme prepare
+.PHONY: help setup run test test-all readme prepare lint facts docs
 
 help:
-	@echo "make run      install, then run the workbook (PROFILE=quick, ARGS='-p key=value')"
+	@echo "make run      install, then run the workbook (PROFILE=quick, ARGS='-p phase1.lr=1e-3')"
 	@echo "make test     install, then test the notebooks and the library"
 	@echo "make test-all the same, with many kills and ten thousand examples of each kind of bad input"
 	@echo "make prepare  bring library, notebooks and README in step: export, clean, readme"
+	@echo "make lint     check style, format, imports between packages, and types"
+	@echo "make facts    measure the form of code and prose (ARGS=--check fails over a limit)"
+	@echo "make docs     build the book in _docs/html, without a network"
 
 setup: $(READY)
 
@@ -33,7 +36,7 @@ run: $(READY)
 test test-all: export OMP_NUM_THREADS = 1
 test: $(READY)
 	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests
 
 # hours may pass; `-m ""` takes the slow tests too
 test-all: export HYPOTHESIS_PROFILE = thorough
@@ -48,3 +51,15 @@ prepare: $(READY)
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python tools/readme.py
+
+lint: $(READY)
+	$(BIN)/ruff check nbs tests tools docs spfpn
+	$(BIN)/ruff format --check nbs tests tools docs
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+
+facts: $(READY)
+	$(BIN)/python tools/facts.py $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python docs/book.py

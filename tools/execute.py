@@ -1,6 +1,9 @@
-"""Execute notebooks where they lie and store the outputs that GitHub can show: `python tools/execute.py nbs/16_widgets.ipynb nbs/tutorials/your_photographs.ipynb`.
+"""Execute notebooks where they lie, and store the outputs that GitHub can show.
 
-Of a picture that comes as PNG and as JPEG the smaller one is kept; widgets, plotly's figures and what goes to stderr (progress bars, warnings) are not stored. An error in a cell leaves the file as it was."""
+`python tools/execute.py nbs/data/images.ipynb nbs/show/widgets.ipynb`. Of a picture that comes as
+PNG and as JPEG the smaller one is kept. Widgets, plotly's figures and what goes to stderr are not
+stored. An error in a cell leaves the file as it was.
+"""
 
 import subprocess
 import sys
@@ -10,50 +13,51 @@ import nbformat
 from nbclient import NotebookClient
 
 LARGEST = 200_000  # bytes of a figure, as tests/test_notebooks.py has it
+HIDDEN = ("widget", "plotly", "javascript")  # kinds of output that GitHub does not show
 
 
-def shown(outputs: list) -> list:
-    "The outputs of a cell that can be read without its kernel."
+def storable(outputs: list) -> list:
+    "Return the outputs of a cell that can be read without its kernel."
     kept = []
     for output in outputs:
         data = output.get("data", {})
-        if output.get("name") == "stderr" or any(
-            "widget" in kind or "plotly" in kind or "javascript" in kind for kind in data
-        ):
+        if output.get("name") == "stderr" or any(word in kind for kind in data for word in HIDDEN):
             continue
-        pictures = sorted(
-            (kind for kind in data if kind in ("image/png", "image/jpeg")),
-            key=lambda kind: len(data[kind]),
-        )
-        for kind in pictures[1:]:
+        pictures = [kind for kind in ("image/png", "image/jpeg") if kind in data]
+        for kind in sorted(pictures, key=lambda kind: len(data[kind]))[1:]:
             del data[kind]
         kept.append(output)
     return kept
 
 
+def warn_of_large(path: Path, number: int, outputs: list):
+    "Name each stored picture that is larger than `LARGEST`."
+    for output in outputs:
+        for kind, text in output.get("data", {}).items():
+            size = len(text) * 3 // 4  # bytes behind base64
+            if kind.startswith("image/") and size > LARGEST:
+                found, limit = size // 1000, LARGEST // 1000
+                print(f"{path}, cell {number}: {kind} of {found} kB, over {limit}", file=sys.stderr)
+
+
 def execute(path: Path):
+    "Execute a notebook in its own folder and write it with its outputs."
     notebook = nbformat.read(path, 4)
     NotebookClient(
         notebook,
         timeout=3000,
         kernel_name="python3",
-        resources=dict(metadata=dict(path=str(path.parent))),
+        resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,
         coalesce_streams=True,
     ).execute()
     for number, cell in enumerate(notebook.cells):
-        if cell.cell_type != "code":
-            continue
-        cell.outputs = shown(cell.outputs)
-        for output in cell.outputs:
-            for kind, text in output.get("data", {}).items():
-                if kind.startswith("image/") and len(text) * 3 / 4 > LARGEST:
-                    print(
-                        f"{path}, cell {number}: {kind} of {len(text) * 3 // 4000} kB, more than {LARGEST // 1000}",
-                        file=sys.stderr,
-                    )
+        if cell.cell_type == "code":
+            cell.outputs = storable(cell.outputs)
+            warn_of_large(path, number, cell.outputs)
     nbformat.write(notebook, path)
-    subprocess.run([Path(sys.executable).with_name("nbdev-clean"), "--fname", path], check=True)
+    clean = Path(sys.executable).with_name("nbdev-clean")
+    subprocess.run([clean, "--fname", path], check=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""Write README.md from nbs/index.ipynb, the model cards from nbs/results/*.md, and their tables from the rows and times in nbs/results/: `python tools/readme.py` (nbdev-readme would need Quarto)."""
+"""Write README.md from nbs/index.ipynb and the model cards from nbs/results/*.md.
+
+`python tools/readme.py`. Comments in the text mark what is filled in: tables from the rows in
+nbs/results/, and the chapters from docs/order.txt. (`nbdev-readme` would need Quarto.)
+"""
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -9,34 +14,29 @@ import pandas as pd
 from nbconvert import MarkdownExporter
 
 from spfpn.apps.benchmark import STAGES, benchmark_summary
-from spfpn.evaluate.results import markdown_table, read_metrics
+from spfpn.evaluate.results import markdown_table, read_metrics, summarize
 
 ROOT = Path(__file__).resolve().parents[1]
-INDEX = ROOT / "nbs" / "index.ipynb"
-PICTURES = "nbs/index_files"
-TABLE = r"<!-- table: (\S+) (\S+) (\S+) (.*?) -->"
-TIMES = r"<!-- times: (\S+) -->"
+NBS = ROOT / "nbs"
 CARDS = ROOT / "spfpn" / "weights"
 NOTE = "<!-- Made from nbs/{} by `make readme`: edit that. -->\n\n"
 
+sys.path.insert(0, str(ROOT / "docs"))
 
-def shown(notebook):
-    "The notebook without hidden cells and nbdev's directives; of a cell with `echo: false` what came out of it alone."
-    notebook.cells = [
-        c
-        for c in notebook.cells
-        if c.cell_type != "code" or not re.match(r"#\|\s*hide\b", c.source)
-    ]
-    for cell in notebook.cells:
+
+def for_readers(notebook):
+    "Drop hidden cells and nbdev's directives; of a cell with `echo: false` keep the output alone."
+    cells = [c for c in notebook.cells if not re.match(r"#\|\s*hide\b", c.source)]
+    for cell in cells:
         if cell.cell_type == "code":
-            cell.source = (
-                "" if "#| echo: false" in cell.source else re.sub(r"(?m)^#\|.*\n?", "", cell.source)
-            )
+            quiet = "#| echo: false" in cell.source
+            cell.source = "" if quiet else re.sub(r"(?m)^#\|.*\n?", "", cell.source)
+    notebook.cells = cells
     return notebook
 
 
 def from_root(text):
-    "Relative links, written as seen from nbs/, as seen from the root."
+    "Turn relative links as seen from nbs/ into links as seen from the root."
 
     def relink(match):
         return f"]({posixpath.normpath(posixpath.join('nbs', match[1]))})"
@@ -44,51 +44,103 @@ def from_root(text):
     return re.sub(r"\]\((?![a-z]+:|#|nbs/)([^)\s]+)\)", relink, text)
 
 
-def with_tables(text):
-    "`<!-- table: FILE PROTOCOL SET METRIC... -->` and `<!-- times: FILE -->`, FILE in nbs/, followed by the table of those rows."
-
-    def table(match):
-        return f"{match[0]}\n\n{markdown_table(read_metrics(INDEX.parent / match[1]), match[2], match[3], tuple(match[4].split()))}"
-
-    def times(match):
-        return f"{match[0]}\n\n{times_table(pd.read_parquet(INDEX.parent / match[1]))}"
-
-    return re.sub(TIMES, times, re.sub(TABLE, table, text))
+def to_markdown(rows):
+    "Return lists of cells as a Markdown table; the first list is its head."
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
 
 
-def times_table(times):
-    "A benchmark as Markdown: medians in milliseconds, and the total as a share of the first row's in the same round."
-    lines = [["", *STAGES, "total", "of the first row"], ["---"] * (len(STAGES) + 3)]
-    lines += [
-        [row["row"], *(f"{row[name]:.1f}" for name in (*STAGES, "total")), f"{row['ratio']:.2f}"]
-        for row in benchmark_summary(times).to_dict("records")
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+# ---- what fills a comment ----
 
 
-def main():
-    resources = {"unique_key": "index", "output_files_dir": PICTURES}
-    text, resources = MarkdownExporter().from_notebook_node(
-        shown(nbformat.read(INDEX, 4)), resources
-    )
-    text = re.sub(r"```\s*```\n", "", text)  # what is left of a cell without a source
+def metrics_table(file, protocol, name, *metrics):
+    "Fill `<!-- table: FILE PROTOCOL SET METRIC... -->`."
+    return markdown_table(read_metrics(NBS / file), protocol, name, metrics)
+
+
+def times_table(file):
+    "Fill `<!-- times: FILE -->`: medians in milliseconds, and ratios to the first row."
+    rows = [["", *STAGES, "total", "of the first row"]]
+    for row in benchmark_summary(pd.read_parquet(NBS / file)).to_dict("records"):
+        times = [f"{row[name]:.1f}" for name in (*STAGES, "total")]
+        rows.append([row["row"], *times, f"{row['ratio']:.2f}"])
+    return to_markdown(rows)
+
+
+def overview(metrics, times, models):
+    "Fill `<!-- overview: METRICS TIMES MODELS -->`: quality, size and time of each detector."
+    rows = read_metrics(NBS / metrics)
+    quality = summarize(rows[rows.protocol == "R1"]).query("split == 'all'").set_index("detector")
+    total = benchmark_summary(pd.read_parquet(NBS / times)).set_index("row")["total"]
+    named = ["repeatability@3", "repeatability@1", "localization_error"]
+    table = [["detector", "at 3 px", "at 1 px", "error, px", "parameters", "ms", "ms, OpenVINO"]]
+    for model in (
+        pd.read_csv(NBS / models)
+        .sort_values("detector", key=quality_order(quality))
+        .to_dict("records")
+    ):
+        row = model["benchmark"]
+        found = [f"{quality.loc[model['detector'], metric]:.3f}" for metric in named]
+        size = f"{int(model['parameters']):,}" if model["parameters"] > 0 else "–"
+        ms = [f"{total[key]:.1f}" if key in total else "–" for key in (row, f"{row}, openvino")]
+        table.append([f"`{model['detector']}`", *found, size, *ms])
+    return to_markdown(table)
+
+
+def quality_order(quality):
+    "Return a sort key that puts the best repeatability first."
+    return lambda names: -names.map(quality["repeatability@3"])
+
+
+def chapters():
+    "Fill `<!-- chapters -->`: the parts of the book with links to their notebooks."
+    from book import ORDER, place_chapters, read_order
+
+    parts, _ = place_chapters(read_order(ORDER.read_text(encoding="utf-8")))
+    rows = []
+    for part, names in parts.items():
+        links = [
+            f"[{Path(n).name}](nbs/{n}.ipynb)" for n in names if (NBS / f"{n}.ipynb").is_file()
+        ]
+        if links:
+            rows.append(f"| {part} | {', '.join(links)} |")
+    return "\n".join(rows)
+
+
+FILLERS = {"table": metrics_table, "times": times_table, "overview": overview}
+
+
+def fill(text):
+    "Put behind each marked comment the table that it asks for."
+
+    def filled(match):
+        return f"{match[0]}\n\n{FILLERS[match[1]](*match[2].split())}"
+
+    text = re.sub(rf"<!-- ({'|'.join(FILLERS)}): (.*?) -->", filled, text)
+    return text.replace("<!-- chapters -->", chapters()) if "<!-- chapters -->" in text else text
+
+
+def write_readme():
+    "Write README.md and the pictures that its notebook has stored."
+    resources = {"unique_key": "index", "output_files_dir": "nbs/index_files"}
+    notebook = for_readers(nbformat.read(NBS / "index.ipynb", 4))
+    text, resources = MarkdownExporter().from_notebook_node(notebook, resources)
     for name, data in resources["outputs"].items():
         (ROOT / name).parent.mkdir(exist_ok=True)
         (ROOT / name).write_bytes(data)
-    (ROOT / "README.md").write_text(
-        NOTE.format("index.ipynb")
-        + with_tables(from_root(re.sub(r"\n{3,}", "\n\n", text))).strip()
-        + "\n",
-        encoding="utf-8",
-    )
-    for card in (INDEX.parent / "results").glob("*.md"):
-        (CARDS / card.name).write_text(
-            NOTE.format(f"results/{card.name}")
-            + with_tables(card.read_text(encoding="utf-8")).strip()
-            + "\n",
-            encoding="utf-8",
-        )
+    text = re.sub(r"```\s*```\n", "", text)  # what is left of a cell without a source
+    text = fill(from_root(re.sub(r"\n{3,}", "\n\n", text))).strip()
+    (ROOT / "README.md").write_text(NOTE.format("index.ipynb") + text + "\n", encoding="utf-8")
+
+
+def write_cards():
+    "Write the model cards beside the weights."
+    for card in (NBS / "results").glob("*.md"):
+        text = fill(card.read_text(encoding="utf-8")).strip()
+        note = NOTE.format(f"results/{card.name}")
+        (CARDS / card.name).write_text(note + text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    write_readme()
+    write_cards()
