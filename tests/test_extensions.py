@@ -91,7 +91,7 @@ class Coverage(PlanarPairProtocol):
         return {"coverage": len((first.keypoints.xy // 32).unique(dim=0)) / 80}
 
 
-PROTOCOLS.register("C1", Coverage("C1", Selection(max_keypoints=1000)))
+PROTOCOLS.register("Coverage", Coverage("Coverage", Selection(max_keypoints=1000)))
 """,
 }
 
@@ -131,7 +131,7 @@ def test_a_run_of_six_files(files, tmp_path):
         "train.views_per_epoch": 1,
         "evaluate.sequence_limit": 1,
         "evaluate.detectors": files("detector.py") + ",harris",
-        "evaluate.protocols": files("protocol.py") + ":C1,R1",
+        "evaluate.protocols": files("protocol.py") + ":Coverage,R1",
         "run.device": "cpu",
     }
     options = [part for key, value in values.items() for part in ("-p", f"{key}={value}")]
@@ -145,7 +145,7 @@ def test_a_run_of_six_files(files, tmp_path):
     log = pd.read_parquet(run.phase(1).log)
     assert log.query("split == 'train' and name == 'loss'")["value"].between(0, 1).all()  # Dice's
     rows = pd.read_parquet(run.metrics)
-    measured = rows[rows.protocol == "C1"]
+    measured = rows[rows.protocol == "Coverage"]
     assert measured.coverage.between(0, 1).all() and measured.detector.nunique() >= 4
     assert any("detector.py" in name for name in measured.detector)
 
@@ -154,11 +154,11 @@ def test_a_run_of_six_files(files, tmp_path):
 def test_a_detector_and_a_teacher_are_measured_by_a_protocol_of_ones_own(files, tmp_path, name):
     shown = spfpn(
         "evaluate",
-        *("--protocol", files("protocol.py") + ":C1", "--detector", files(name)),
+        *("--protocol", files("protocol.py") + ":Coverage", "--detector", files(name)),
         *("--sequences", "warped-samples", "--limit", 1, "--metrics", tmp_path / "m.parquet"),
     )
     assert "coverage" in shown
-    assert set(pd.read_parquet(tmp_path / "m.parquet").protocol) == {"C1"}
+    assert set(pd.read_parquet(tmp_path / "m.parquet").protocol) == {"Coverage"}
 
 
 def test_a_teacher_detects_and_describes(files):
