@@ -108,8 +108,9 @@ def _refuse_old(words: list[str] | None) -> None:
         raise ConfigError(f"{word!r}: write --protocol NAME and --detector NAME")
 
 # %% ../../nbs/apps/cli_evaluate.ipynb #e236f3fb
-@app.command("evaluate")
+@app.command("evaluate", context_settings={"allow_extra_args": True})
 def _evaluate_command(
+    context: typer.Context,
     detector: Annotated[list[str] | None, typer.Option(help=_DETECTOR_HELP)] = None,
     protocol: Annotated[list[str], typer.Option(help=_PROTOCOL_HELP)] = ["R1"],  # noqa: B006
     sequences: Annotated[str, typer.Option(help=_SEQUENCES_HELP)] = "auto",
@@ -118,10 +119,9 @@ def _evaluate_command(
     metrics: _MetricsOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Use no kept predictions.")] = False,
     device: DeviceOption = "auto",
-    words: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
 ) -> None:
     "Measure detectors with protocols, print tables, and add the rows to a file."
-    _refuse_old(words)
+    _refuse_old(context.args)
     if not detector:
         raise ConfigError("name a detector: --detector NAME; `spfpn list detectors` lists them")
     protocols, specs = _find_protocols(protocol), _find_detectors(detector)
