@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any, cast
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from spfpn.core.registry import (
@@ -25,7 +25,7 @@ from spfpn.core.registry import (
 from .metrics import corner_error, covisible_keypoints
 from .protocol import PlanarPairProtocol, View
 from ..features.keypoints import Keypoints, Selection
-from ..geometry.estimation import estimate_homography
+from ..geometry.estimation import estimate_homography, reorder_matches
 from ..geometry.homography import warp_points
 from ..match.matchers import make_matcher
 
@@ -77,8 +77,7 @@ class _HomographySettings(PlanarPairProtocol):
     estimator: str = "opencv"
     opencv_threshold: float = 3.0  # px
     poselib_threshold: float = 3.0  # px
-    ransac_iterations: int = 3000
-    ransac_confidence: float = 0.995
+    seeds: int = 10  # orders of the matches, each with an estimate of its own
     kind = "homography"
 
     def with_options(self, *options: str) -> _HomographySettings:
@@ -104,26 +103,33 @@ class HomographyProtocol(_HomographySettings):
         one, two = (replace(k, descriptors=cast(Tensor, k.descriptors).float()) for k in (kp1, kp2))
         return _matcher(self.matcher, self.descriptor).match(one, two, first.size, second.size)
 
-    def _estimate(self, xy1: Tensor, xy2: Tensor) -> tuple[Tensor | None, int]:
-        "Estimate the homography [3, 3] of matched points [M, 2], and count its inliers."
+    def _corner_errors(
+        self, xy1: Tensor, xy2: Tensor, H: Tensor, size: tuple[int, int]
+    ) -> tuple[np.ndarray, float]:
+        "Estimate with each seed: corner errors [seeds], px, and the mean number of inliers."
         threshold = getattr(self, f"{self.estimator}_threshold", self.opencv_threshold)
-        effort = self.ransac_iterations, self.ransac_confidence
-        return estimate_homography(xy1, xy2, threshold, *effort, self.estimator)
+        errors, counts = [], []
+        for seed in range(self.seeds):
+            matched = reorder_matches(xy1, xy2, seed)
+            estimate, inliers = estimate_homography(*matched, threshold, self.estimator)
+            errors.append(np.inf if estimate is None else corner_error(estimate, H, size))
+            counts.append(inliers)
+        return np.array(errors), float(np.mean(counts))
 
     def measure(self, first: View, second: View, H: Tensor) -> dict[str, Any]:
-        "Return corner error, correct@ε, matching accuracy, and the numbers of matches."
+        "Return corner errors, correct@ε, matching accuracy, and the numbers of matches."
         kp1, kp2 = first.keypoints, second.keypoints
         if self.keep:
             kp1, kp2 = covisible_keypoints(kp1, kp2, H, first.size, second.size, self.keep)
         i, j = self._match(first, kp1, second, kp2).unbind(1)
         xy1, xy2 = kp1.xy[i].double(), kp2.xy[j].double()
-        estimate, inliers = self._estimate(xy1, xy2)
-        error = torch.inf if estimate is None else corner_error(estimate, H, first.size)
+        errors, inliers = self._corner_errors(xy1, xy2, H, first.size)
         off = (warp_points(xy1, H) - xy2).norm(dim=1)
         accuracy = [(off <= e).double().mean().item() if len(off) else 0.0 for e in self.epsilons]
         return {
-            "corner_error": error,
-            **{f"correct@{e:g}": float(error <= e) for e in self.epsilons},
+            "corner_error": float(np.median(errors)),
+            "corner_errors": errors.tolist(),
+            **{f"correct@{e:g}": float((errors <= e).mean()) for e in self.epsilons},
             **{f"mma@{e:g}": value for e, value in zip(self.epsilons, accuracy)},
             "matches": len(i),
             "inliers": inliers,

@@ -40,6 +40,9 @@ from ..geometry.homography import in_image, sample_at, warp_points
 __all__ = ['R1', 'R2', 'T1', 'RepeatabilityProtocol', 'StabilityProtocol']
 
 # %% ../../nbs/evaluate/repeatability.ipynb #c14-4263bd5d
+_BOX_SIDE = 4  # px, of the boxes of `R1:box`
+
+
 @dataclass(frozen=True)
 class RepeatabilityProtocol(PlanarPairProtocol):
     "Repeatability of the best `keep` points that both images show."
@@ -69,13 +72,17 @@ class RepeatabilityProtocol(PlanarPairProtocol):
         }
 
     def with_options(self, *options: str) -> RepeatabilityProtocol:
-        "Return the protocol with `nms2` (another radius), `rounded`, or both. Raises ValueError."
+        """Return the protocol with `box` (greedy suppression by boxes) or `nms2` (another radius),
+        `rounded`, or both. Raises ValueError."""
         way, own = ":".join(options), self.name
-        if not re.fullmatch("rounded|nms[1-9][0-9]?(:rounded)?", way):
-            known = f"{own}:rounded, {own}:nms2 (another NMS radius) and {own}:nms2:rounded"
+        if not re.fullmatch("rounded|(box|nms[1-9][0-9]?)(:rounded)?", way):
+            known = f"{own}:box, {own}:nms2 (another NMS radius), {own}:rounded and {own}:nms2:rounded"
             raise ValueError(f"unknown protocol '{own}:{way}'; there are {known}")
-        radius = re.search("[0-9]+", way)
-        selection = replace(self.selection, nms_radius=int(radius[0])) if radius else self.selection
+        selection, radius = self.selection, re.search("[0-9]+", way)
+        if options[0] == "box":
+            selection = replace(selection, nms_radius=0, nms_box=_BOX_SIDE)
+        if radius:
+            selection = replace(selection, nms_radius=int(radius[0]))
         rounded = self.rounded or options[-1] == "rounded"
         return replace(self, name=f"{own}:{way}", rounded=rounded, selection=selection)
 

@@ -25,6 +25,7 @@ from spfpn.evaluate.statistics import (
     check_same_measurement,
     confidence_interval,
     metric_names,
+    seed_spread,
     weighted_metric,
 )
 from ..features.factory import make_detector
@@ -102,12 +103,15 @@ def evaluate_detectors(
 
 # %% ../../nbs/evaluate/results.ipynb #c12-ebbeb719a
 def _aggregate(rows: pd.DataFrame, interval: bool) -> dict[str, float]:
-    "Pool the metrics of rows; the headline has its interval as `low` and `high`."
+    "Pool the metrics of rows; the headline has its interval `low`, `high`, and its `spread`."
     names, once = metric_names(rows), np.ones(len(rows))
     values = {name: weighted_metric(rows, name)(once) for name in names}
     headline = {names[0]: values.pop(names[0])}
     if interval:
         headline |= dict(zip(("low", "high"), confidence_interval(rows, names[0])))
+    spread = seed_spread(rows, names[0])
+    if spread == spread:
+        headline["spread"] = spread
     return headline | values
 
 
@@ -140,7 +144,7 @@ def format_summary(summary: pd.DataFrame) -> pd.DataFrame:
         return shown
     intervals = list(map(_interval_text, shown.low, shown.high))
     shown.insert(shown.columns.get_loc("low"), "95 %", intervals)
-    return shown.drop(columns=["low", "high"])
+    return shown.drop(columns=["low", "high"]).rename(columns={"spread": "± seeds"})
 
 # %% ../../nbs/evaluate/results.ipynb #c17-3e355dac
 _CURVES = {"over_epsilons": "curve_epsilons", "over_points": "curve_points"}  # row: setting
@@ -189,28 +193,35 @@ def compare_published(summary: pd.DataFrame) -> pd.DataFrame:
         here = measured.at[key, line["metric"]] if line["metric"] in measured else np.nan
         if np.isnan(here):
             continue
-        difference, tolerance = here - line["published"], line["tolerance"]
-        verdict = f"{'within' if abs(difference) <= tolerance else 'outside'} ±{tolerance:g}"
         about = {k: line[k] for k in (*keys, "metric")} | dict(here=here)
-        about |= dict(published=line["published"], difference=difference)
-        rows.append(about | dict(verdict=verdict, source=line["source"]))
+        about |= dict(published=line["published"], difference=here - line["published"])
+        rows.append(about | dict(source=line["source"]))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evaluate/results.ipynb #c30-889e5316
+def _table_line(row: Mapping[str, Any], headline: str, others: list[str]) -> list[str]:
+    "Write a detector's cells; the spread over seeds stands beside the interval."
+    spread = [f"{row['spread']:.3f}"] if "spread" in row else []
+    interval = [_interval_text(row["low"], row["high"]), *spread]
+    return [
+        row["detector"], f"{row[headline]:.3f}", *interval, *(f"{row[m]:.3f}" for m in others)
+    ]
+
+
 def markdown_table(rows: pd.DataFrame, protocol: str, name: str, metrics: tuple[str, ...]) -> str:
     """Write the summary of a protocol on a set as Markdown, the best detector first, chance last.
 
-    The headline comes with its interval. Raises ValueError without rows."""
+    The headline comes with its interval, and its spread over seeds where it has one.
+    Raises ValueError without rows."""
     part = rows[(rows.protocol == protocol) & (rows["set"] == name)]
     if part.empty:
         raise ValueError(f"no rows of {protocol} on {name}")
     headline, whole = metric_names(part)[0], summarize(part).query("split == 'all'")
     order = whole[headline].where(whole.detector != "random", -1).sort_values(ascending=False)
     others = [metric for metric in metrics if metric != headline]
-    columns = ["detector", headline, "95 % interval", *others]
+    spread = ["± seeds"] if "spread" in whole else []
+    columns = ["detector", headline, "95 % interval", *spread, *others]
     lines = [columns, ["---"] * len(columns)]
     for row in whole.loc[order.index].to_dict("records"):
-        interval = _interval_text(row["low"], row["high"])
-        numbers = [f"{row[metric]:.3f}" for metric in others]
-        lines.append([row["detector"], f"{row[headline]:.3f}", interval, *numbers])
+        lines.append(_table_line(row, headline, others))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

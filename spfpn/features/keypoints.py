@@ -17,8 +17,8 @@ from torch import Tensor
 from ..geometry.homography import in_image
 
 # %% auto #0
-__all__ = ['Keypoints', 'local_maxima', 'Selection', 'extract_keypoints', 'select_keypoints', 'cells_to_heatmap', 'Detector',
-           'HeatmapDetector']
+__all__ = ['Keypoints', 'local_maxima', 'Selection', 'suppress_boxes', 'extract_keypoints', 'select_keypoints',
+           'cells_to_heatmap', 'Detector', 'HeatmapDetector']
 
 # %% ../../nbs/features/keypoints.ipynb #c05-5094765a
 @dataclass(frozen=True)
@@ -83,11 +83,40 @@ class Selection:
     threshold: float = 0.0  # scores must be above it
     border: int = 4  # least distance from the image's edge, in pixels
     subpixel: bool = False  # move each point to the top of its peak, between pixels
+    nms_box: int = 0  # side of boxes that suppress each other, in pixels; 0: no boxes
 
     def __post_init__(self) -> None:
-        for name in ("max_keypoints", "nms_radius", "border", "threshold"):
+        for name in ("max_keypoints", "nms_radius", "border", "threshold", "nms_box"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative")
+
+# %% ../../nbs/features/keypoints.ipynb #nms-box2
+_BOX_IOU = 0.1  # above this overlap, the better of two boxes suppresses the other
+
+
+def _box_footprint(side: int) -> np.ndarray:
+    "Mark the offsets [2·side-1, 2·side-1] at which two boxes overlap too much."
+    overlap = side - np.abs(np.arange(1 - side, side))
+    shared = np.outer(overlap, overlap)
+    return (shared / (2 * side**2 - shared) > _BOX_IOU).astype(np.uint8)
+
+
+def suppress_boxes(
+    points: Keypoints,  # at distinct pixels; of equal scores the first one wins
+    size: tuple[int, int],  # (height, width) of the image
+    side: int,  # of the boxes, in pixels
+) -> Keypoints:  # best first
+    "Keep points greedily, the best first, so that no two boxes around them overlap too much."
+    ranked, near = points.top(len(points)), _box_footprint(side)
+    x, y = ranked.xy.round().long().unbind(-1)
+    rank = np.zeros(size, np.float32)  # it counts exactly up to 2²⁴
+    rank[y, x] = np.arange(len(ranked), 0, -1)
+    kept = np.zeros(size, bool)
+    while rank.any():
+        best = (rank == cv2.dilate(rank, near)) & (rank > 0)
+        kept |= best
+        rank[cv2.dilate(best.astype(np.uint8), near) > 0] = 0
+    return ranked.select(torch.from_numpy(kept[y, x]))
 
 # %% ../../nbs/features/keypoints.ipynb #c13-bde01f4c
 def _refine(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -110,8 +139,10 @@ def _extract(scores: Tensor, selection: Selection) -> Keypoints:
     "Return the keypoints of one score map [H, W], best first."
     y, x = local_maxima(scores, selection.nms_radius)
     points, (h, w) = Keypoints(torch.stack((x, y), -1).float(), scores[y, x]), scores.shape
-    inner = in_image(points.xy, (h, w), selection.border)
-    best = points.select(inner & (points.scores > selection.threshold))
+    points = points.select(points.scores > selection.threshold)
+    if selection.nms_box:
+        points = suppress_boxes(points, (h, w), selection.nms_box)
+    best = points.select(in_image(points.xy, (h, w), selection.border))
     best = best.top(selection.max_keypoints)
     if not selection.subpixel:
         return best
@@ -144,6 +175,8 @@ def select_keypoints(
     grid = grid.reshape(size)
     order = len(points) - grid[local_maxima(grid, selection.nms_radius)]
     kept = points.select(order.long().sort().values)
+    if selection.nms_box:
+        kept = suppress_boxes(kept, size, selection.nms_box)
     # the border comes last: a point there still suppresses its neighbors
     return kept.select(in_image(kept.xy, size, selection.border)).top(selection.max_keypoints)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.registry import ESTIMATORS, import_extra
 
 # %% auto #0
-__all__ = ['estimate_homography']
+__all__ = ['estimate_homography', 'reorder_matches']
 
 # %% ../../nbs/geometry/estimation.ipynb #d4f5cbbd
 @ESTIMATORS.register("opencv")
@@ -21,8 +21,8 @@ def _estimate_opencv(
     xy1: np.ndarray,  # [M, 2] float64, pixels of the first image; M is at least 4
     xy2: np.ndarray,  # [M, 2] float64, where they are in the second image
     threshold: float,  # largest distance of an inlier, in pixels
-    iterations: int,  # most samples that are tried
-    confidence: float,  # 0 to 1; with this probability, enough were tried
+    iterations: int = 3000,  # most samples that are tried
+    confidence: float = 0.995,  # 0 to 1; with this probability, enough were tried
 ) -> tuple[np.ndarray | None, int]:  # H [3, 3] or None, number of inliers
     "Estimate a homography with OpenCV's RANSAC."
     H, mask = cv2.findHomography(
@@ -33,16 +33,11 @@ def _estimate_opencv(
 # %% ../../nbs/geometry/estimation.ipynb #0455b21d
 @ESTIMATORS.register("poselib")
 def _estimate_poselib(
-    xy1: np.ndarray, xy2: np.ndarray, threshold: float, iterations: int, confidence: float
+    xy1: np.ndarray, xy2: np.ndarray, threshold: float
 ) -> tuple[np.ndarray | None, int]:
     "Estimate a homography with PoseLib. Raises ImportError without the extra `poselib`."
     (poselib,) = import_extra("poselib", "poselib")
-    limits = {
-        "max_reproj_error": threshold,
-        "max_iterations": iterations,
-        "success_prob": confidence,
-    }
-    H, info = poselib.estimate_homography(xy1, xy2, limits, {})
+    H, info = poselib.estimate_homography(xy1, xy2, {"max_reproj_error": threshold}, {})
     return (H, info["num_inliers"]) if np.isfinite(H).all() and H.any() else (None, 0)
 
 # %% ../../nbs/geometry/estimation.ipynb #09aa8ae9
@@ -50,13 +45,23 @@ def estimate_homography(
     xy1: Tensor,  # [M, 2] pixels of the first image
     xy2: Tensor,  # [M, 2] where they are in the second image
     threshold: float = 3.0,  # largest distance of an inlier, in pixels
-    iterations: int = 3000,  # most samples that are tried
-    confidence: float = 0.995,  # 0 to 1; with this probability, enough were tried
     estimator: str = "opencv",  # a name of `ESTIMATORS`
 ) -> tuple[Tensor | None, int]:  # H [3, 3] float64 or None, number of inliers
     "Estimate the homography that maps `xy1` to `xy2`. Raises `UnknownName` for an estimator."
     if len(xy1) < 4:
         return None, 0
     points = xy1.double().numpy(), xy2.double().numpy()
-    H, inliers = ESTIMATORS.get(estimator)(*points, threshold, iterations, confidence)
+    H, inliers = ESTIMATORS.get(estimator)(*points, threshold)
     return (None if H is None else torch.from_numpy(np.asarray(H, np.float64))), inliers
+
+# %% ../../nbs/geometry/estimation.ipynb #abc44141
+def reorder_matches(
+    xy1: Tensor,  # [M, 2] pixels of the first image
+    xy2: Tensor,  # [M, 2] where they are in the second image
+    seed: int,
+) -> tuple[Tensor, Tensor]:  # the same matches
+    "List matches in an order that depends on them and on the seed, not on their old order."
+    xy = torch.cat((xy1, xy2), 1)
+    canonical = np.lexsort(xy.numpy(force=True).T[::-1])
+    order = canonical[np.random.default_rng(seed).permutation(len(canonical))]
+    return xy1[order], xy2[order]
