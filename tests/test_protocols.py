@@ -24,15 +24,25 @@ from spfpn.evaluate.metrics import (
 )
 from spfpn.evaluate.protocol import (
     PredictionCache,
+    View,
     detect_views,
     get_protocol,
     preprocess_image,
 )
 from spfpn.evaluate.repeatability import R1
-from spfpn.evaluate.results import append_metrics, evaluate_detectors, summarize
+from spfpn.evaluate.results import (
+    append_metrics,
+    evaluate_detectors,
+    format_summary,
+    markdown_table,
+    read_metrics,
+    summarize,
+)
 from spfpn.evaluate.shape_detection import S1, S2
+from spfpn.evaluate.statistics import compare_detectors
 from spfpn.features.factory import make_detector
-from spfpn.features.keypoints import HeatmapDetector, Keypoints, Selection
+from spfpn.features.keypoints import HeatmapDetector, Keypoints, Selection, select_keypoints
+from spfpn.geometry.estimation import ESTIMATORS, estimate_homography
 from spfpn.geometry.homography import (
     compose_homography,
     resize_matrix,
@@ -297,8 +307,6 @@ def test_every_estimator_agrees_with_the_truth_and_the_other():
     import cv2
     import poselib
 
-    from spfpn.geometry.estimation import ESTIMATORS, estimate_homography
-
     H = compose_homography(
         (480, 640),
         rotation=20,
@@ -327,6 +335,207 @@ def test_every_estimator_agrees_with_the_truth_and_the_other():
                 )
                 < 1e-3
             )
+
+
+def plane_matches(seed, n=400, share=0.12, noise=0.3):
+    "Matches of a plane in images of 480×640, of which a share is right to `noise` px."
+    H = compose_homography((480, 640), rotation=15, scale=0.9)
+    rng = torch.Generator().manual_seed(seed)
+    xy, there = (torch.rand(n, 2, generator=rng).double() for _ in range(2))
+    xy, there = xy * torch.tensor([639.0, 479]), there * torch.tensor([639.0, 479])
+    right = round(share * n)
+    there[:right] = warp_points(xy[:right], H) + noise * torch.randn(right, 2, generator=rng)
+    return xy, there, H
+
+
+def test_poselib_searches_as_long_as_its_own_defaults_say():
+    """Of 400 matches 12 % are right, so a sample of four right ones comes up once in 4,800."""
+    import poselib
+
+    for seed in range(12):
+        xy, there, H = plane_matches(seed)
+        found, inliers = estimate_homography(xy, there, 1.0, "poselib")
+        direct, info = poselib.estimate_homography(
+            xy.numpy(), there.numpy(), {"max_reproj_error": 1.0}
+        )
+        assert np.array_equal(found.numpy(), direct) and inliers == info["num_inliers"]
+        assert corner_error(found, H, (480, 640)) < 3
+
+
+def test_opencv_searches_as_long_as_in_glue_factory():
+    import cv2
+
+    for seed in range(3):
+        xy, there, _ = plane_matches(seed, share=0.3)
+        limits = dict(maxIters=3000, confidence=0.995)
+        direct, mask = cv2.findHomography(xy.numpy(), there.numpy(), cv2.RANSAC, 0.5, **limits)
+        found, inliers = estimate_homography(xy, there, 0.5, "opencv")
+        assert np.array_equal(found.numpy(), direct) and inliers == mask.sum()
+
+
+def matched_views(seed=0, n=120, share=0.3):
+    "Two views whose keypoints match by descriptor, and the homography between them."
+    xy, there, H = plane_matches(seed, n, share)
+    features = torch.eye(n)
+    size, scores = (480, 640), torch.linspace(1, 0.1, n)
+    views = [
+        View(size, torch.eye(3).double(), Keypoints(k.float(), scores, features))
+        for k in (xy, there)
+    ]
+    return *views, H
+
+
+def shuffled(view, seed):
+    "The same view with its keypoints listed in another order."
+    order = torch.randperm(len(view.keypoints), generator=torch.Generator().manual_seed(seed))
+    return replace(view, keypoints=view.keypoints.select(order))
+
+
+@pytest.mark.parametrize("name", ["H1", "H2", "H2:poselib"])
+def test_homographies_do_not_depend_on_the_order_of_the_matches(name):
+    protocol, (first, second, H) = get_protocol(name), matched_views()
+    once = protocol.measure(first, second, H)
+    assert protocol.measure(first, second, H) == once
+    for seed in range(3):
+        assert protocol.measure(shuffled(first, seed), shuffled(second, seed + 9), H) == once
+    assert len(once["corner_errors"]) == protocol.seeds > 1
+    assert len(set(once["corner_errors"])) > 1  # the seeds do try other orders
+
+
+@pytest.mark.parametrize("name", ["H2", "H2:poselib"])
+def test_mean_and_spread_over_seeds_equal_a_computation_by_hand(name):
+    """Sorted with Python, shuffled with NumPy and estimated directly; pooled with a loop."""
+    import cv2
+    import poselib
+
+    protocol, errors, rows = get_protocol(name), [], []
+    for pair in range(4):
+        first, second, H = matched_views(pair, share=0.12 + 0.06 * pair)
+        about = dict(protocol="H", set="s", detector="d", kind="v", sequence=f"v_{pair}")
+        rows.append(about | dict(pair="1-2") | protocol.measure(first, second, H))
+        both = torch.cat([first.keypoints.xy, second.keypoints.xy], 1).double().tolist()
+        both, found = np.array(sorted(both)), []
+        for seed in range(protocol.seeds):
+            xy = both[np.random.default_rng(seed).permutation(len(both))]
+            one, two = np.ascontiguousarray(xy[:, :2]), np.ascontiguousarray(xy[:, 2:])
+            if name == "H2":
+                limits = dict(maxIters=3000, confidence=0.995)
+                estimate = cv2.findHomography(one, two, cv2.RANSAC, 0.5, **limits)[0]
+            else:
+                estimate = poselib.estimate_homography(one, two, {"max_reproj_error": 1.0})[0]
+            found.append(corner_error(torch.as_tensor(estimate), H, first.size))
+        errors.append(found)
+        assert rows[-1]["corner_errors"] == found
+        assert rows[-1]["corner_error"] == np.median(found)
+    by_seed = [[float(e <= 3) for e in seed] for seed in zip(*errors, strict=True)]
+    correct = [sum(seed) / len(seed) for seed in by_seed]
+    table = summarize(pd.DataFrame(rows)).query("split == 'all'").iloc[0]
+    assert table["correct@3"] == pytest.approx(sum(correct) / len(correct))
+    mean = sum(correct) / len(correct)
+    variance = sum((c - mean) ** 2 for c in correct) / (len(correct) - 1)
+    assert table["spread"] == pytest.approx(variance**0.5)
+    areas = [error_auc(seed, 5) for seed in zip(*errors, strict=True)]
+    assert table["auc@5"] == pytest.approx(sum(areas) / len(areas))
+
+
+def test_every_output_shows_the_spread_over_seeds(tmp_path):
+    errors = [[1.0, 9], [2.0, 2], [9.0, 9], [9.0, 1]]
+    rows = pd.DataFrame(
+        {
+            "protocol": "H1:sift",
+            "set": "s",
+            "detector": ["a", "a", "b", "b"],
+            "kind": "v",
+            "sequence": ["v_0", "v_1"] * 2,
+            "pair": "1-2",
+            "corner_error": np.median(errors, 1),
+            "corner_errors": errors,
+            "correct@3": [0.5, 1, 0, 0.5],
+        }
+    )
+    file = tmp_path / "metrics.parquet"
+    append_metrics(file, rows)
+    stored = read_metrics(file)
+    table = summarize(stored).query("split == 'all'").set_index("detector")
+    assert table.spread.tolist() == pytest.approx([0.5**0.5 / 2] * 2)
+    assert "± seeds" in format_summary(summarize(stored))
+    text = markdown_table(stored, "H1:sift", "s", ("auc@5",))
+    assert "95 % interval | ± seeds |" in text.splitlines()[0] and "| 0.354 |" in text
+    found = compare_detectors(stored, "a", "b", "H1:sift")
+    assert found["spread"] == pytest.approx(np.std([1 - 0, 0.5 - 0.5], ddof=1))
+    area = compare_detectors(stored, "a", "b", "H1:sift", "auc@5")
+    by_seed = [error_auc([1, 2], 5) - error_auc([9, 9], 5)]
+    by_seed.append(error_auc([9, 2], 5) - error_auc([9, 1], 5))
+    assert area["difference"] == pytest.approx(np.mean(by_seed))
+    assert area["spread"] == pytest.approx(np.std(by_seed, ddof=1))
+
+
+def test_rows_without_seeds_have_no_spread(tmp_path):
+    """Rows of a protocol with one estimate a pair, in one file with rows that have several."""
+    old = pd.DataFrame({"protocol": "C1", "corner_error": [1.0, 9], "correct@3": [1.0, 0]})
+    old = old.assign(sequence=["v_0", "v_1"], pair="1-2", kind="v", detector="a", set="s")
+    new = old.assign(protocol="H1:sift", corner_errors=[[1.0, 1], [9.0, 9]])
+    append_metrics(tmp_path / "metrics.parquet", pd.concat([old, new]))
+    stored = read_metrics(tmp_path / "metrics.parquet")
+    table = summarize(stored).query("split == 'all'").set_index("protocol")
+    assert np.isnan(table.spread["C1"]) and table.spread["H1:sift"] == 0
+    assert table["auc@5"]["C1"] == table["auc@5"]["H1:sift"]
+    assert "spread" not in compare_detectors(stored, "a", "a", "C1")
+
+
+class ImageDetector(HeatmapDetector):
+    "A detector whose heatmap is the image."
+
+    name = "map"
+
+    def heatmap(self, images):
+        return images
+
+
+def greedy_boxes(heatmap, side=4, iou=0.1):
+    "Points [N, 2] (x, y), the best first, by the definition: one box after the other."
+    y, x = np.nonzero(heatmap > 0)
+    order, kept = np.argsort(-heatmap[y, x], kind="stable"), []
+    for py, px in zip(y[order], x[order]):
+        overlaps = [max(0, side - abs(py - v)) * max(0, side - abs(px - u)) for v, u in kept]
+        if all(o / (2 * side**2 - o) <= iou for o in overlaps):
+            kept.append((py, px))
+    return [(x, y) for y, x in kept]
+
+
+@pytest.mark.parametrize("levels", [4, 10**6])
+def test_r1_box_keeps_what_greedy_suppression_by_boxes_keeps(levels):
+    """With nearly all scores equal, and with nearly none."""
+    box = get_protocol("R1:box")
+    assert (box.name, box.selection.nms_box, box.selection.nms_radius) == ("R1:box", 4, 0)
+    heatmap = np.random.default_rng(0).integers(-1, levels, (40, 50)).astype(np.float32)
+    choice = replace(box.selection, border=0)
+    image = torch.from_numpy(heatmap)[None, None]
+    found = ImageDetector(choice).detect(image)[0].xy.long().tolist()
+    expected = greedy_boxes(heatmap)
+    assert [tuple(p) for p in found] == expected
+    y, x = np.nonzero(heatmap > 0)
+    listed = points(np.stack([x, y], 1), torch.from_numpy(heatmap[y, x]))
+    listed = select_keypoints(listed, (40, 50), choice)  # a list of points obeys the same rule
+    assert [tuple(p) for p in listed.xy.long().tolist()] == expected
+
+
+def test_boxes_of_side_4_suppress_3_px_along_an_axis_and_2_px_along_a_diagonal():
+    for (dx, dy), stays in {
+        (3, 0): 1, (3, 1): 1, (2, 2): 1, (3, 2): 2, (4, 0): 2, (0, 3): 1, (-3, -1): 1,
+    }.items():  # fmt: skip
+        heatmap = torch.zeros(1, 1, 40, 40)
+        heatmap[0, 0, 20, 20], heatmap[0, 0, 20 + dy, 20 + dx] = 2, 1
+        selection = get_protocol("R1:box").selection
+        assert len(ImageDetector(selection).detect(heatmap)[0]) == stays, (dx, dy)
+
+
+def test_a_suppressed_point_suppresses_none():
+    heatmap = torch.zeros(1, 1, 40, 60)
+    heatmap[0, 0, 20, [20, 23, 26]] = torch.tensor([3.0, 2, 1])
+    window, box = (get_protocol(name).selection for name in ("R1:nms3", "R1:box"))
+    assert len(ImageDetector(window).detect(heatmap)[0]) == 1
+    assert ImageDetector(box).detect(heatmap)[0].xy[:, 0].tolist() == [20, 26]
 
 
 class Counting(HeatmapDetector):
@@ -445,7 +654,7 @@ class InOrder:
 
 
 @ESTIMATORS.register("identity")
-def identity(xy1, xy2, threshold, iterations, confidence):
+def identity(xy1, xy2, threshold):
     import numpy as np
 
     return np.eye(3), len(xy1)

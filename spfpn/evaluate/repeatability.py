@@ -76,7 +76,9 @@ class RepeatabilityProtocol(PlanarPairProtocol):
         `rounded`, or both. Raises ValueError."""
         way, own = ":".join(options), self.name
         if not re.fullmatch("rounded|(box|nms[1-9][0-9]?)(:rounded)?", way):
-            known = f"{own}:box, {own}:nms2 (another NMS radius), {own}:rounded and {own}:nms2:rounded"
+            known = (
+                f"{own}:box, {own}:nms2 (another NMS radius), {own}:rounded and {own}:nms2:rounded"
+            )
             raise ValueError(f"unknown protocol '{own}:{way}'; there are {known}")
         selection, radius = self.selection, re.search("[0-9]+", way)
         if options[0] == "box":

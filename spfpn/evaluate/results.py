@@ -203,9 +203,7 @@ def _table_line(row: Mapping[str, Any], headline: str, others: list[str]) -> lis
     "Write a detector's cells; the spread over seeds stands beside the interval."
     spread = [f"{row['spread']:.3f}"] if "spread" in row else []
     interval = [_interval_text(row["low"], row["high"]), *spread]
-    return [
-        row["detector"], f"{row[headline]:.3f}", *interval, *(f"{row[m]:.3f}" for m in others)
-    ]
+    return [row["detector"], f"{row[headline]:.3f}", *interval, *(f"{row[m]:.3f}" for m in others)]
 
 
 def markdown_table(rows: pd.DataFrame, protocol: str, name: str, metrics: tuple[str, ...]) -> str:

@@ -146,7 +146,10 @@ def _result(rows: pd.DataFrame, caption: str, *names: str) -> str:
     content = _result_tables(summary) + _result_curves(rows) + _measured_with(rows)
     protocol, name = rows["protocol"].iloc[0], rows["set"].iloc[0]
     where = f"rows where protocol is {protocol} and set is {name}: {len(rows)}"
-    return _figure(content, f"{caption} · {where} · 95 %: bootstrap over sequences", *names)
+    how = "95 %: bootstrap over sequences"
+    if "spread" in summary:
+        how += " · ± seeds: standard deviation over orders of the matches"
+    return _figure(content, f"{caption} · {where} · {how}", *names)
 
 
 def _results_section(run: RunFolder, facts: _Facts) -> str:
