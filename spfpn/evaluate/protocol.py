@@ -27,7 +27,12 @@ from ..core.registry import PROTOCOLS, Entry
 from ..core.runs import code_digest, default_cache
 from ..data.images import to_gray
 from ..data.sequences import ImageSequence, SequenceSet
-from ..features.descriptors import describe_keypoints, descriptor_version
+from spfpn.features.descriptors import (
+    OWN_DESCRIPTORS,
+    descriptor_version,
+    detect_with_descriptors,
+    own_descriptor,
+)
 from ..features.keypoints import Detector, Keypoints, Selection
 from ..geometry.homography import resize_matrix, translation_matrix
 
@@ -37,27 +42,30 @@ __all__ = ['preprocess_image', 'adapt_homography', 'PredictionCache', 'detector_
 
 # %% ../../nbs/evaluate/protocol.ipynb #c05-f8b43b05
 _FILTERS = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR}
-_CROPS = ("center", "top-left", "none")
+_CROPS = ("center", "top-left", "none", "within")
 
 
 def preprocess_image(
     image: Tensor,  # gray, [1, H, W]
     size: tuple[int, int],  # height and width
-    crop: str = "center",  # center, top-left, or none, which keeps what exceeds `size`
+    crop: str = "center",  # center, top-left, none, which keeps what exceeds `size`, or within
     resampling: str = "area",  # area or bilinear
 ) -> tuple[Tensor, Tensor]:  # the new image, and A [3, 3] from the old pixels to the new
-    "Scale an image to cover `size`, aspect kept, and crop it. Raises ValueError."
+    """Scale an image to cover `size`, aspect kept, and crop it. Raises ValueError.
+
+    With `crop="within"` it shrinks to lie within `size`, and is never enlarged."""
     if crop not in _CROPS or resampling not in _FILTERS:
         known = f"{', '.join(_CROPS)} and {', '.join(_FILTERS)}"
         raise ValueError(f"crop {crop!r}, resampling {resampling!r}: choose from {known}")
     old = int(image.shape[-2]), int(image.shape[-1])
-    ratio = max(size[0] / old[0], size[1] / old[1])
+    ratios = size[0] / old[0], size[1] / old[1]
+    ratio = min(1.0, *ratios) if crop == "within" else max(ratios)
     scaled = round(old[0] * ratio), round(old[1] * ratio)
     # OpenCV's area filter moves pixels by up to 0.13 px when it enlarges
     method = _FILTERS[resampling] if ratio < 1 else cv2.INTER_LINEAR
     resized = cv2.resize(image[0].cpu().numpy(), scaled[::-1], interpolation=method)
     whole, A = torch.from_numpy(resized)[None], resize_matrix(old, scaled)
-    if crop == "none":
+    if crop in ("none", "within"):
         return whole, A
     middle = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     top, left = middle if crop == "center" else (0, 0)
@@ -117,14 +125,16 @@ class View:
     size: tuple[int, int]  # height and width of the preprocessed image
     A: Tensor  # [3, 3], the original's pixels to the preprocessed image's
     keypoints: Keypoints  # with descriptors where they were asked for
+    descriptor: str = ""  # whose they are
 
 
 def _view(detector: Detector, image: Tensor, A: Tensor, descriptor: str) -> View:
     "Detect, and describe where a descriptor is named."
-    found = detector.detect(image[None])[0]
-    features = describe_keypoints(descriptor, image, found) if descriptor else None
-    size = int(image.shape[-2]), int(image.shape[-1])
-    return View(size, A, replace(found, descriptors=features))
+    if descriptor:
+        found = detect_with_descriptors(detector, image, descriptor)
+    else:
+        found = replace(detector.detect(image[None])[0], descriptors=None)
+    return View((int(image.shape[-2]), int(image.shape[-1])), A, found)
 
 
 @lru_cache(maxsize=64)
@@ -146,14 +156,14 @@ def _pack(views: list[View]) -> dict[str, Tensor]:
     return parts
 
 
-def _unpack(parts: dict[str, Tensor]) -> list[View]:
-    "Make views of numbered tensors."
+def _unpack(parts: dict[str, Tensor], descriptor: str = "") -> list[View]:
+    "Make views of numbered tensors; `descriptor` is whose descriptors they are."
     views = []
     for i in range(sum(name.endswith(".A") for name in parts)):
         h, w = parts[f"{i}.size"].tolist()
         descriptors = parts.get(f"{i}.descriptors")
         points = Keypoints(parts[f"{i}.xy"], parts[f"{i}.scores"], descriptors)
-        views.append(View((h, w), parts[f"{i}.A"], points))
+        views.append(View((h, w), parts[f"{i}.A"], points, descriptor))
     return views
 
 # %% ../../nbs/evaluate/protocol.ipynb #c16-e1a70ac7e
@@ -163,7 +173,7 @@ def detect_views(
     size: tuple[int, int],  # as `preprocess_image` takes it
     crop: str = "center",
     resampling: str = "area",
-    descriptor: str = "",  # a name of `DESCRIPTORS`; empty: no descriptors
+    descriptor: str = "",  # a name of `DESCRIPTORS`, or own; empty: no descriptors
     cache: PredictionCache | None = None,
 ) -> list[View]:  # one for each image
     "Detect keypoints in each image of a sequence, or read them from `cache`."
@@ -173,15 +183,16 @@ def detect_views(
         made = (cached_preprocess(sequence, k, tuple(size), crop, resampling) for k in images)
         return _pack([_view(detector, *image, descriptor) for image in made])
 
+    whose = own_descriptor(detector) if descriptor == OWN_DESCRIPTORS else descriptor
     known = detector_fingerprint(detector)
     if cache is None or known is None:
-        return _unpack(make())
+        return _unpack(make(), whose)
     version = descriptor_version(descriptor) if descriptor else ""
     if version is None:
-        return _unpack(make())
+        return _unpack(make(), whose)
     depends = dict(detector=known, images=sequence.digest, size=list(size), crop=crop)
     depends |= dict(resampling=resampling, descriptor=[descriptor, version])
-    return _unpack(cache.get(depends, make))
+    return _unpack(cache.get(depends, make), whose)
 
 # %% ../../nbs/evaluate/protocol.ipynb #c13-c7495d17
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from spfpn.evaluate.statistics import (
     seed_spread,
     weighted_metric,
 )
+from ..features.descriptors import OWN_DESCRIPTORS
 from ..features.factory import make_detector
 
 # %% auto #0
@@ -90,6 +91,8 @@ def evaluate_detectors(
     for protocol in protocols:
         called: dict[str, str] = {}
         for spec in names:
+            if spec == "random" and getattr(protocol, "descriptor", "") == OWN_DESCRIPTORS:
+                continue  # chance describes nothing
             detector = make_detector(spec, protocol.selection, device)
             if (other := called.setdefault(detector.name, spec)) != spec:
                 raise ValueError(
@@ -147,7 +150,12 @@ def format_summary(summary: pd.DataFrame) -> pd.DataFrame:
     return shown.drop(columns=["low", "high"]).rename(columns={"spread": "± seeds"})
 
 # %% ../../nbs/evaluate/results.ipynb #c17-3e355dac
-_CURVES = {"over_epsilons": "curve_epsilons", "over_points": "curve_points"}  # row: setting
+_CURVES = {  # column of a row: setting
+    "over_epsilons": "curve_epsilons",
+    "over_points": "curve_points",
+    "mma_over_epsilons": "curve_epsilons",
+    "poses_over_degrees": "curve_degrees",
+}
 
 
 def _precision_curve(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -160,7 +168,7 @@ def _precision_curve(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 
 def metric_curves(
     rows: pd.DataFrame,  # of one protocol on one set
-    column: str,  # over_epsilons, over_points, or precision
+    column: str,  # precision, or what `_CURVES` lists
 ) -> pd.DataFrame:  # columns detector, x, y
     "Return the curves of detectors as one long table."
     parts, settings = [], json.loads(rows.settings.iloc[0])

@@ -20,12 +20,13 @@ __all__ = ['GROUP_KEYS', 'metric_names', 'weighted_metric', 'confidence_interval
 
 # %% ../../nbs/evaluate/statistics.ipynb #c05-6d5afee8
 GROUP_KEYS = ["protocol", "set", "detector"]
-_AUC_LIMITS = (1, 3, 5)  # px
+_AUC_LIMITS = {"corner_error": (1, 3, 5), "pose_error": (5, 10, 20)}  # px, degrees
 _HEADLINES = (  # the first that a protocol has
     "average_precision",
     "repeatability@3",
     "stability",
     "correct@3",
+    "auc@5",
     "localization_error",
 )
 _COUNTS = {"n1", "n2", "points", "corners", "detections", "localized", "matches", "inliers"}
@@ -38,8 +39,8 @@ def metric_names(rows: pd.DataFrame) -> list[str]:
     names = [c for c in columns if pd.api.types.is_numeric_dtype(rows[c])]
     if "scores" in columns:
         names.insert(0, "average_precision")
-    if "corner_error" in columns:
-        names += [f"auc@{limit}" for limit in _AUC_LIMITS]
+    for column in _AUC_LIMITS.keys() & set(columns):
+        names += [f"auc@{limit}" for limit in _AUC_LIMITS[column]]
     candidates = [name for name in _HEADLINES if name in names]
     candidates += [name for name in names if name not in _NO_HEADLINES]
     headline = [*candidates, *names][0]
@@ -90,10 +91,12 @@ def _mean_auc(errors: np.ndarray, limit: float, weights: np.ndarray) -> float:
 
 # %% ../../nbs/evaluate/statistics.ipynb #c05-6d5afee8b
 def _errors_by_seed(rows: pd.DataFrame) -> np.ndarray:
-    "Return the corner errors of the rows for each seed, [seeds, n]."
-    if "corner_errors" in rows and rows["corner_errors"].notna().all():
-        return np.array(rows["corner_errors"].to_list(), float).T
-    return rows["corner_error"].to_numpy(float)[None]  # a protocol with one estimate a pair
+    "Return the corner or pose errors of the rows for each seed, [seeds, n]."
+    (column,) = (name for name in _AUC_LIMITS if name in rows and rows[name].notna().any())
+    several = f"{column}s"
+    if several in rows and rows[several].notna().all():
+        return np.array(rows[several].to_list(), float).T
+    return rows[column].to_numpy(float)[None]  # a protocol with one estimate a pair
 
 
 def weighted_metric(rows: pd.DataFrame, metric: str) -> _Pooled:
@@ -104,7 +107,7 @@ def weighted_metric(rows: pd.DataFrame, metric: str) -> _Pooled:
         errors, limit = _errors_by_seed(rows), float(metric[4:])
         return _for_each_draw(lambda weights: _mean_auc(errors, limit, weights))
     values = rows[metric].to_numpy(float)
-    if metric == "corner_error":
+    if metric in _AUC_LIMITS:
         return _for_each_draw(lambda weights: _median(values, weights))
     pooled = metric == "localization_error" and "localized" in rows
     counts = rows["localized"].to_numpy(float) if pooled else np.ones(len(rows))
@@ -150,7 +153,7 @@ def metric_by_seed(
 ) -> np.ndarray:  # [seeds]; empty for another metric
     "Pool a metric for each seed alone."
     found = re.fullmatch(r"(correct|auc)@([0-9.]+)", metric)
-    if not found or "corner_error" not in rows:
+    if not found or not _AUC_LIMITS.keys() & set(rows):
         return np.empty(0)
     errors, limit = _errors_by_seed(rows), float(found[2])
     if found[1] == "correct":

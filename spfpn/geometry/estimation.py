@@ -30,6 +30,17 @@ def _estimate_opencv(
     )
     return H, 0 if H is None else int(mask.sum())
 
+
+@ESTIMATORS.register("magsac")
+def _estimate_magsac(
+    xy1: np.ndarray, xy2: np.ndarray, threshold: float
+) -> tuple[np.ndarray | None, int]:
+    "Estimate a homography with OpenCV's MAGSAC++."
+    H, mask = cv2.findHomography(
+        xy1, xy2, cv2.USAC_MAGSAC, threshold, maxIters=10_000, confidence=0.9999
+    )
+    return H, 0 if H is None else int(mask.sum())
+
 # %% ../../nbs/geometry/estimation.ipynb #0455b21d
 @ESTIMATORS.register("poselib")
 def _estimate_poselib(
