@@ -979,6 +979,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'spfpn/features/teachers.py'),
                                          'spfpn.features.teachers.SuperPoint.dense': ( 'features/teachers.html#superpoint.dense',
                                                                                        'spfpn/features/teachers.py'),
+                                         'spfpn.features.teachers.SuperPoint.detect_and_describe': ( 'features/teachers.html#superpoint.detect_and_describe',
+                                                                                                     'spfpn/features/teachers.py'),
                                          'spfpn.features.teachers._MagicLeapNet': ( 'features/teachers.html#_magicleapnet',
                                                                                     'spfpn/features/teachers.py'),
                                          'spfpn.features.teachers._MagicLeapNet.__init__': ( 'features/teachers.html#_magicleapnet.__init__',

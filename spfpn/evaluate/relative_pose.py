@@ -70,7 +70,7 @@ class _PoseSettings(_SequenceProtocol):
     matcher: str = "mnn"
     threshold: float = 1.0  # epipolar error of an inlier, px
     iterations: int = 10_000  # samples at most
-    seeds: int = 5  # orders of the matches, each with an estimate of its own
+    seeds: int = 3  # orders of the matches, each with an estimate of its own
     epsilons: tuple[float, ...] = (1, 3, 5)  # epipolar errors, px
     curve_degrees: tuple[float, ...] = (0.5, 1, 2, 3, 5, 7, 10, 15, 20)
     kind, data = "relative pose", "poses"

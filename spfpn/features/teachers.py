@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from dataclasses import replace
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -83,6 +85,9 @@ class _OpenNet(nn.Module):
         return self.detector(x), self.descriptor(x)
 
 # %% ../../nbs/features/teachers.ipynb #301fb58a
+_AUTHORS_RADIUS = 4  # px, in the published code
+
+
 @DETECTORS.register("superpoint", standard=True)
 class SuperPoint(Extractor):
     "SuperPoint on gray images, with Magic Leap's weights."
@@ -102,6 +107,14 @@ class SuperPoint(Extractor):
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
         cells, descriptors = self.net(to_gray(images))
         return cells_to_heatmap(cells), F.normalize(descriptors, dim=1)
+
+    @torch.inference_mode()
+    def detect_and_describe(self, images: Tensor) -> list[Keypoints]:
+        "Find keypoints with descriptors, at least 4 px apart, as its authors do."
+        scores, features = self.forward(images)
+        radius = max(self.selection.nms_radius, _AUTHORS_RADIUS if self.native_nms else 0)
+        points = extract_keypoints(scores, replace(self.selection, nms_radius=radius))
+        return self._described(features, points, images)
 
 
 @DETECTORS.register("superpoint-open")
