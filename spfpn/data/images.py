@@ -5,28 +5,39 @@
 # %% ../../nbs/data/images.ipynb #590c38bf
 from __future__ import annotations
 
+import io
 import math
-import re
-import warnings
 import zlib
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 
 import numpy as np
 import skimage
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from ..core.files import data_dir, printable_path, project_root
+from spfpn.core.files import (
+    data_dir,
+    find_files,
+    first_line,
+    portable_name,
+    printable_path,
+    project_root,
+)
+from ..core.memory import is_out_of_memory, require_memory
+from .metadata import no_warnings, turn_upright, without_metadata
 from ..geometry.homography import image_size, resize_image, scaled_size
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'TRAIN_SAMPLES', 'TEST_SAMPLES', 'ImageError', 'has_exif_rotation', 'to_gray',
-           'read_image', 'check_image', 'to_image_tensor', 'gray_arrays', 'ImageSet', 'folder_images', 'sample_images',
-           'dataset_folder', 'open_images', 'validation_ids']
+__all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'TRAIN_SAMPLES', 'TEST_SAMPLES', 'ImageError', 'to_gray', 'memory_errors',
+           'read_image', 'has_exif_rotation', 'check_image', 'to_image_tensor', 'gray_arrays', 'ImageSet',
+           'image_files', 'folder_images', 'sample_images', 'dataset_folder', 'open_images', 'validation_ids']
 
 # %% ../../nbs/data/images.ipynb #da64ce31
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".webp", ".bmp")
@@ -38,16 +49,12 @@ MAX_PIXELS = 100_000_000  # of one image
 class ImageError(ValueError):
     "An image, a source of images or a homography cannot be used; the message names the file."
 
-# %% ../../nbs/data/images.ipynb #a8c6827a
-def has_exif_rotation(image: Image.Image) -> bool:
-    "Say whether the EXIF tag of an image asks to turn or flip it."
-    return image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-
-
+# %% ../../nbs/data/images.ipynb #823ebb9f
 def _pil_to_array(image: Image.Image) -> np.ndarray:
     "Return upright pixels [H, W] or [H, W, 3] in [0, 1]. Raises ValueError for an unknown range."
-    if has_exif_rotation(image):
-        image = ImageOps.exif_transpose(image)  # it copies, needed or not
+    image.load()
+    if turn := turn_upright(image):
+        image = image.transpose(turn)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     if image.mode.startswith("I"):
@@ -61,24 +68,71 @@ def _pil_to_array(image: Image.Image) -> np.ndarray:
     return np.divide(np.asarray(image), np.float32(255), dtype=np.float32)
 
 # %% ../../nbs/data/images.ipynb #96d629c4
-def _read_pixels(path: str | Path, gray: bool) -> np.ndarray:
-    "Read pixels. Raises what Pillow raises, and DecompressionBombError above `MAX_PIXELS`."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `MAX_PIXELS` counts here
-        with Image.open(path, formats=_PIL_FORMATS) as image:
-            if math.prod(image.size) > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            if gray:
-                image.draft("L", None)  # the color planes of a JPEG need not be unpacked
-            return _pil_to_array(image)
-
-
 def to_gray(images: Tensor) -> Tensor:
     "Return the luma (ITU-R BT.601) of images [..., 3, H, W] as [..., 1, H, W]; gray ones as is."
     if images.shape[-3] == 1:
         return images
     weights = images.new_tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)
     return (images * weights).sum(-3, keepdim=True)
+
+
+_BYTES_PER_BAND = 13  # of memory for each pixel while an image is read: `tools/memory.py`
+
+
+def _to_pixels(image: Image.Image, gray: bool) -> Tensor:
+    "Unpack an opened image: [C, H, W] in [0, 1]. Raises what Pillow raises."
+    if gray:
+        image.draft("L", None)  # the color planes of a JPEG need not be unpacked
+    bands = 1 if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else 3
+    require_memory(_BYTES_PER_BAND * bands * math.prod(image.size))
+    pixels = torch.from_numpy(_pil_to_array(image))
+    pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
+    return to_gray(pixels) if gray else pixels
+
+# %% ../../nbs/data/images.ipynb #d29ccca1
+@contextmanager
+def memory_errors(
+    name: str,  # of the image
+    size: tuple[int, ...],  # its height and width, in pixels
+    advice: str = "make the image smaller",
+) -> Iterator[None]:
+    "Raise `ImageError` when memory runs out, or is about to, in any library."
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        why = f"{size[1]}×{size[0]} pixels need more memory than there is"
+        raise ImageError(f"{name}: {why} ({first_line(error)}); {advice}") from None
+
+# %% ../../nbs/data/images.ipynb #73c48efd
+_Made = TypeVar("_Made")
+
+
+def _use_image(file: str | Path | io.BytesIO, name: str, work: Callable[..., _Made]) -> _Made:
+    "Open an image and return what `work` makes of it. Raises what Pillow raises."
+    with no_warnings():
+        image = Image.open(file, formats=_PIL_FORMATS)
+    with image, memory_errors(name, image.size[::-1]):
+        if math.prod(image.size) > MAX_PIXELS:
+            raise Image.DecompressionBombError
+        if image.format == "TIFF":
+            image.load_end = lambda: None  # type: ignore[method-assign] # it rewrites metadata
+        return work(image)
+
+
+def _use_file(path: str | Path, work: Callable[[Image.Image], _Made]) -> _Made:
+    "Do as `_use_image`, without the metadata of the file if they stop the decoder."
+    name = printable_path(path)
+    try:
+        return _use_image(path, name, work)
+    except (FileNotFoundError, Image.DecompressionBombError, ImageError):
+        raise
+    except Exception:
+        if bare := without_metadata(Path(path).read_bytes()):
+            with suppress(Exception):
+                return _use_image(io.BytesIO(bare), name, work)
+        raise
 
 # %% ../../nbs/data/images.ipynb #3257afc7
 def read_image(
@@ -88,11 +142,13 @@ def read_image(
     """Read an image file, turned upright by its EXIF tag; of several frames the first.
 
     Pixels have 8 or 16 bits, and 16-bit colors are read with 8. Transparency is dropped. Raises
-    `ImageError` for a file that is missing, cut off or no image, or has over `MAX_PIXELS`.
+    `ImageError` for a file that is missing, cut off or no image, or too large.
     """
     name = printable_path(path)
     try:
-        pixels = torch.from_numpy(_read_pixels(path, gray))
+        return _use_file(path, partial(_to_pixels, gray=gray))
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"{name}: no such file") from None
     except Image.DecompressionBombError:
@@ -100,11 +156,19 @@ def read_image(
             f"{name}: more than {MAX_PIXELS:,} pixels, and not unpacked for that; "
             "make it smaller, or raise spfpn.data.images.MAX_PIXELS"
         ) from None
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = printable_path(str(error))
+    except Exception as error:  # whatever a decoder raises
+        reason = printable_path(first_line(error))
         raise ImageError(f"{name}: not a readable image ({reason})") from None
-    image = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
-    return to_gray(image) if gray else image
+
+
+def has_exif_rotation(path: str | Path) -> bool:
+    "Say whether an image file asks to be turned or flipped. Raises what Pillow raises."
+
+    def is_turned(image: Image.Image) -> bool:
+        image.load()
+        return turn_upright(image) is not None
+
+    return _use_file(path, is_turned)
 
 # %% ../../nbs/data/images.ipynb #b850c0c4
 _WHITE_LEVEL = {torch.uint8: 255, torch.uint16: 65535}
@@ -148,8 +212,10 @@ def _to_tensor(image: Any, gray: bool) -> Tensor:
         array = _pil_to_array(image) if isinstance(image, Image.Image) else image
         # a copy: tensors take no negative strides (BGR turned round), and warn of read-only memory
         pixels = torch.from_numpy(np.array(array, order="C"))
-    except (OSError, TypeError, ValueError) as error:
-        raise ImageError(f"this {kind} is no image ({error})") from None
+    except Exception as error:  # whatever a decoder raises
+        if is_out_of_memory(error):
+            raise
+        raise ImageError(f"this {kind} is no image ({first_line(error)})") from None
     return pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
 
 # %% ../../nbs/data/images.ipynb #2ef446b0
@@ -194,11 +260,11 @@ class ImageSet:
         The image is [1, h, w], or [C, h, w] without `gray`. Raises `ImageError`.
         """
         image = read_image(self.paths[i], gray)
-        h, w = image_size(image)
+        path, (h, w) = printable_path(self.paths[i]), image_size(image)
         if math.prod(scaled_size((h, w), size, mode)) > MAX_PIXELS:
-            path = printable_path(self.paths[i])
             raise ImageError(f"{path}: {w}×{h} is too thin to {mode} {size[1]}×{size[0]}")
-        return resize_image(image, size, mode)
+        with memory_errors(path, (h, w)):
+            return resize_image(image, size, mode)
 
     def index(self) -> dict[str, int]:
         "Return the position of each id."
@@ -213,10 +279,17 @@ class ImageSet:
         return True
 
 # %% ../../nbs/data/images.ipynb #c2859612
-def _natural_key(path: Path) -> list[tuple[int, int, str]]:
-    "Return a sort key that compares numbers in names by their value."
-    parts = re.split(r"(\d+)", path.as_posix())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+def image_files(folder: str | Path) -> list[Path]:
+    "List the image files under a folder, as `find_files` does."
+    return find_files(folder, IMAGE_SUFFIXES)
+
+
+def _image_ids(names: list[PurePath]) -> tuple[str, ...]:
+    "Return the id of each image of a set; two spellings of one name stay apart."
+    ids = [printable_path(portable_name(name)) for name in names]
+    often = Counter(ids)
+    pairs = zip(ids, names)
+    return tuple(one if often[one] == 1 else printable_path(name.as_posix()) for one, name in pairs)
 
 
 def folder_images(
@@ -232,12 +305,11 @@ def folder_images(
             f"{shown}: no such folder. Give a folder with {suffixes} files "
             "(subfolders are searched), or data.images=samples"
         )
-    found = [p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
-    paths = sorted(found, key=lambda p: _natural_key(p.relative_to(folder)))[: limit or None]
+    paths = image_files(folder)[: limit or None]
     if not paths:
         raise ImageError(f"{shown}: no image in it. Expected {suffixes} files, at any depth")
-    ids = tuple(printable_path(p.relative_to(folder).as_posix()) for p in paths)
-    return ImageSet(name or folder.resolve().name, tuple(paths), ids)
+    ids = _image_ids([path.relative_to(folder) for path in paths])
+    return ImageSet(name or portable_name(Path(folder.resolve().name)), tuple(paths), ids)
 
 # %% ../../nbs/data/images.ipynb #f2197e82
 TRAIN_SAMPLES = (

