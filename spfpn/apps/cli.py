@@ -26,7 +26,7 @@ __all__ = ['app', 'ParametersOption', 'DeviceOption', 'load_config', 'print_tabl
 # %% ../../nbs/apps/cli.ipynb #e8081f88
 def _exit_code(error: Exception) -> int | None:
     "Return 2 for what a user can mend, 1 for a failed notebook or training, None for a defect."
-    if isinstance(error, (ValueError, OSError, ImportError)):
+    if isinstance(error, (ValueError, OSError, ImportError, MemoryError)):
         return 2
     return 1 if type(error).__name__ in ("WorkbookError", "TrainingError") else None
 

@@ -79,7 +79,7 @@ def _subfolders(top: Path) -> Iterator[tuple[Path, list[str]]]:
     while waiting:
         for place, folders, files in os.walk(waiting.popleft()):
             here, real = Path(place), Path(place).resolve()
-            folders[:] = [] if real in seen else filter(_is_shown, folders)
+            folders[:] = [] if real in seen else sorted(filter(_is_shown, folders))
             if real in seen:
                 continue
             seen.add(real)

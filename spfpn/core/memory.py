@@ -61,7 +61,8 @@ def require_memory(needed: int) -> None:
 
 # %% ../../nbs/core/memory.ipynb #31260f58
 _SIGNS = re.compile(
-    "(not enough|out of|insufficient) memory|(can't|cannot|unable to|failed to) allocate|bad.?alloc",
+    "(not enough|out of|insufficient) memory|(can't|cannot|unable to|failed to) allocate"
+    "|bad.?alloc",
     re.IGNORECASE,
 )
 

@@ -53,7 +53,7 @@ class ImageError(ValueError):
 def _pil_to_array(image: Image.Image) -> np.ndarray:
     "Return upright pixels [H, W] or [H, W, 3] in [0, 1]. Raises ValueError for an unknown range."
     image.load()
-    if turn := turn_upright(image):
+    if (turn := turn_upright(image)) is not None:
         image = image.transpose(turn)
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
@@ -93,8 +93,8 @@ def _to_pixels(image: Image.Image, gray: bool) -> Tensor:
 @contextmanager
 def memory_errors(
     name: str,  # of the image
-    size: tuple[int, ...],  # its height and width, in pixels
-    advice: str = "make the image smaller",
+    size: tuple[int, ...] = (),  # its height and width, in pixels, where they are known
+    advice: str = "make the image itself smaller",
 ) -> Iterator[None]:
     "Raise `ImageError` when memory runs out, or is about to, in any library."
     try:
@@ -102,8 +102,9 @@ def memory_errors(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        why = f"{size[1]}×{size[0]} pixels need more memory than there is"
-        raise ImageError(f"{name}: {why} ({first_line(error)}); {advice}") from None
+        what = f"{size[1]}×{size[0]} pixels need" if size else "it needs"
+        why = f"{what} more memory than there is ({first_line(error)})"
+        raise ImageError(f"{name}: {why}; {advice}") from None
 
 # %% ../../nbs/data/images.ipynb #73c48efd
 _Made = TypeVar("_Made")

@@ -10,6 +10,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from PIL import ExifTags, Image
 
@@ -41,7 +42,7 @@ def turn_upright(image: Image.Image) -> Image.Transpose | None:
     "Return how to turn a loaded image; None when it is upright, or its tags make no sense."
     try:
         with no_warnings():
-            tags = image.tag_v2 if hasattr(image, "tag_v2") else image.getexif()
+            tags: Any = image.tag_v2 if hasattr(image, "tag_v2") else image.getexif()
             return _TURNS.get(tags.get(ExifTags.Base.Orientation))
     except Exception:  # whatever a decoder raises for malformed metadata
         return None

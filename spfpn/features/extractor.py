@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.files import Weights, WeightsError, content_digest
+from ..core.memory import require_memory
 from spfpn.features.keypoints import (
     Keypoints,
     Selection,
@@ -34,6 +35,7 @@ class _Parts:
     cell: int = 8
     smallest: int = 0
     stride: int = 8
+    bytes_per_pixel: int = 0  # of memory, at most, by `tools/memory.py`; 0: unknown
     native_keypoints: Callable[[Tensor], Keypoints] | None = None
 
     def dense(self, images: Tensor) -> tuple[Tensor, Any]:
@@ -73,6 +75,8 @@ class _Network(_Parts):
     def forward(self, images: Tensor) -> tuple[Tensor, Any]:
         "Return scores [B, 1, H, W] of images, on the CPU, and features of the padded images."
         h, w = images.shape[-2:]
+        if self.device.type == "cpu":  # a GPU refuses what it has no memory for
+            require_memory(self.bytes_per_pixel * len(images) * h * w)
         padded = pad_to_multiple(images.to(self.device), self.cell, self.smallest)
         scores, features = self.dense(padded)
         return scores[..., :h, :w].float().cpu(), features

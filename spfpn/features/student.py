@@ -35,6 +35,11 @@ class StudentDetector(HeatmapDetector):
         "Where the network runs."
         return next(self.model.parameters()).device
 
+    @property
+    def bytes_per_pixel(self) -> int:
+        "Return about how much memory the network needs, by `tools/memory.py`."
+        return 13 * self.model.config["channels"] // 2
+
     @torch.inference_mode()
     def heatmap(self, images: Tensor) -> Tensor:
         return self.model.heatmap(images.to(self.device))
