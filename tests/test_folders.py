@@ -1,4 +1,4 @@
-"""Folders and text files as people lay them out: links, leftovers of other systems, marks, names."""
+"""Folders and text files as people leave them: links, leftovers of systems, marks, names."""
 
 import unicodedata
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -140,7 +140,12 @@ def test_numbers_in_names_count_in_any_folder(tmp_path):
         (PurePosixPath, ["/a", "/b"], ["/a/1.png", "/b/1.png"], ["a/1.png", "b/1.png"]),
         (PurePosixPath, ["/a"], ["/a/x/1.png"], ["x/1.png"]),
         (PureWindowsPath, ["C:/a", "c:/A/b"], ["C:/a/1.png", "c:/A/b/2.png"], ["1.png", "b/2.png"]),
-        (PureWindowsPath, ["C:/a", "D:/a"], ["C:/a/1.png", "D:/a/1.png"], ["C/a/1.png", "D/a/1.png"]),
+        (
+            PureWindowsPath,
+            ["C:/a", "D:/a"],
+            ["C:/a/1.png", "D:/a/1.png"],
+            ["C/a/1.png", "D/a/1.png"],
+        ),
         (
             PureWindowsPath,
             ["//server/share/a", "C:/a"],

@@ -120,7 +120,12 @@ def test_a_malformed_exif_block_costs_nothing(kind, block, tmp_path):
 
 
 def chunk(name: bytes, data: bytes, wrong: int = 0) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data) ^ wrong)
+    return (
+        struct.pack(">I", len(data))
+        + name
+        + data
+        + struct.pack(">I", zlib.crc32(name + data) ^ wrong)
+    )
 
 
 def png(*chunks: bytes, before: bool = True) -> bytes:
@@ -198,7 +203,12 @@ blocks = st.one_of(
 )
 
 
-@given(exif=blocks, icc=st.binary(max_size=40), xmp=st.binary(max_size=40), kind=st.sampled_from([*KINDS][:2]))
+@given(
+    exif=blocks,
+    icc=st.binary(max_size=40),
+    xmp=st.binary(max_size=40),
+    kind=st.sampled_from([*KINDS][:2]),
+)
 def test_any_metadata_leave_the_pixels(exif, icc, xmp, kind, place):
     options = dict(exif=exif, icc_profile=icc, **(dict(xmp=xmp) if kind == "WEBP" else {}))
     save(place / "a", UPRIGHT, kind, **options)
@@ -206,7 +216,9 @@ def test_any_metadata_leave_the_pixels(exif, icc, xmp, kind, place):
     assert sorted(found.ravel()) == sorted(UPRIGHT.ravel())
 
 
-names = st.sampled_from([b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"tIME", b"pHYs", b"cHRM", b"sRGB"])
+names = st.sampled_from(
+    [b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"eXIf", b"tIME", b"pHYs", b"cHRM", b"sRGB"]
+)
 described = st.tuples(names, st.binary(max_size=40), st.integers(0, 1))
 
 
@@ -218,7 +230,9 @@ def test_any_chunks_leave_the_pixels(chunks, before, place):
 
 
 segments = st.tuples(st.sampled_from([*range(0xE0, 0xF0), 0xFE]), st.binary(max_size=60))
-starts = st.sampled_from([b"", b"JFIF\0", b"Exif\0\0II*\0", b"ICC_PROFILE\0", b"MPF\0", b"Photoshop 3.0\0"])
+starts = st.sampled_from(
+    [b"", b"JFIF\0", b"Exif\0\0II*\0", b"ICC_PROFILE\0", b"MPF\0", b"Photoshop 3.0\0"]
+)
 
 
 @given(parts=st.lists(st.tuples(segments, starts), min_size=1, max_size=3))
@@ -246,12 +260,29 @@ def folder(tmp_path):
 def test_malformed_metadata_stop_neither_label_nor_detect(folder, tmp_path):
     store = label(folder, tmp_path / "out")
     assert len(store.ids) == len(MALFORMED) and store.skipped == {}
-    command = ["detect", str(folder), "--detector", "shi", "--colmap", "--out", str(tmp_path / "out")]
+    command = [
+        "detect",
+        str(folder),
+        "--detector",
+        "shi",
+        "--colmap",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0 and len([*(tmp_path / "out").glob("*.txt")]) == len(MALFORMED)
 
 
-ERRORS = (struct.error, SyntaxError, OverflowError, zlib.error, KeyError, AssertionError, EOFError, RecursionError)
+ERRORS = (
+    struct.error,
+    SyntaxError,
+    OverflowError,
+    zlib.error,
+    KeyError,
+    AssertionError,
+    EOFError,
+    RecursionError,
+)
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -8,6 +8,7 @@ It is what the classes' `bytes_per_pixel` say, rounded up.
 import argparse
 import multiprocessing
 import resource
+from contextlib import suppress
 
 import torch
 
@@ -48,7 +49,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", default=["spfpn-s", "spfpn-l", *DETECTORS.names()])
     for name in dict.fromkeys(parser.parse_args().names):
-        print(f"{name:>16} {bytes_per_pixel(name):8.0f} bytes per pixel", flush=True)
+        with suppress(EOFError):  # its weights are not there, as the child has said
+            print(f"{name:>16} {bytes_per_pixel(name):8.0f} bytes per pixel", flush=True)
 
 
 if __name__ == "__main__":

