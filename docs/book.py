@@ -79,7 +79,7 @@ def copy_sources():
     shutil.copytree(ROOT / "nbs", SOURCE / "nbs", ignore=ignored)
     for path in (SOURCE / "nbs").rglob("*.ipynb"):
         nbformat.write(for_readers(nbformat.read(path, 4)), path)
-    for pattern in ("*.md", "spfpn/weights/*.md", "LICENSE", "settings.ini", "CITATION.cff"):
+    for pattern in ("*.md", "spfpn/weights/*.md", "LICENSE", "spfpn/settings.ini", "CITATION.cff"):
         for path in ROOT.glob(pattern):
             copy = SOURCE / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -125,7 +125,7 @@ def test_profiles_are_listed_and_a_wrong_one_is_answered_with_the_nearest():
     (line,) = problems(Config.load, "smal")
     assert (
         "unknown profile 'smal': did you mean 'small'?" in line
-        and "has quick, small, paper, tiny" in line
+        and "Choose one of quick, small, paper, tiny, or add a section to" in line
     )
 
 

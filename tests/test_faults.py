@@ -300,7 +300,7 @@ class Checkout:
     def __init__(self, folder: Path):
         self.folder, self.outputs = folder, folder / "outputs"
         shutil.copytree(project_root() / "nbs" / "workbook", folder / "nbs" / "workbook")
-        shutil.copy(project_root() / "settings.ini", folder)
+        (folder / "settings.ini").touch()
 
     def start(self) -> subprocess.Popen:
         "`spfpn run`, small."

@@ -14,7 +14,7 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 from typing_extensions import Self
 
-from .files import ConfigError, project_root, read_settings_ini
+from .files import ConfigError, read_settings_ini, user_path
 from .registry import DETECTORS, MATCHERS, PROTOCOLS, Entry, Registry
 from .sections import KEYS, Folder, Named, Sections, key_bounds, key_choices
 
@@ -207,7 +207,7 @@ def _value(config: Sections, key: str) -> Any:
 
 # %% ../../nbs/core/config.ipynb #1b7959de
 def list_profiles() -> list[str]:
-    "List the profiles of `settings.ini`. Raises `ConfigError` for a file that cannot be read."
+    "List the profiles of the package and of `settings.ini`. Raises `ConfigError`."
     return [section for section in read_settings_ini().sections() if section != "paths"]
 
 
@@ -217,8 +217,9 @@ def _profile(name: str) -> dict[str, str]:
     if name and name not in profiles:
         near = difflib.get_close_matches(name, profiles, n=1)
         hint = f": did you mean {near[0]!r}?" if near else "."
-        where, known = project_root() / "settings.ini", ", ".join(profiles) or "no profile"
-        raise ConfigError(f"unknown profile {_shown(name)}{hint} {where} has {known}")
+        known, own = ", ".join(profiles), user_path("settings.ini")
+        todo = f"Choose one of {known}, or add a section to {own}"
+        raise ConfigError(f"unknown profile {_shown(name)}{hint} {todo}")
     return dict(read_settings_ini()[name]) if name else {}
 
 # %% ../../nbs/core/config.ipynb #d4981559
@@ -298,11 +299,11 @@ def _name_problems(config: Sections) -> Iterator[str]:
 
 
 def _folder_problems(config: Sections) -> Iterator[str]:
-    root = project_root()
     for key, mark, text in _marks(config, Folder):
-        name = os.path.expanduser(text.removeprefix(mark.prefix))
-        if text not in mark.words and not (name and os.path.isdir(root / name)):
-            yield f"{key}={text}: there is no folder {root / name}. Write {key_choices(KEYS[key])}"
+        name = text.removeprefix(mark.prefix)
+        folder = user_path(name)
+        if text not in mark.words and not (name and os.path.isdir(folder)):
+            yield f"{key}={text}: there is no folder {folder}. Write {key_choices(KEYS[key])}"
 
 # %% ../../nbs/core/config.ipynb #555f3fdf
 def _label_problems(config: Sections) -> Iterator[str]:

