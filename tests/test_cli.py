@@ -1,9 +1,16 @@
 "The commands, as typed."
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+import urllib.request
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -183,6 +190,7 @@ def test_label_and_train_leave_a_student(tmp_path):
     for command in (("label",), ("train", "phase1"), ("train", "phase2")):
         result = call(*command, "--run", tmp_path, *few)
         assert result.exit_code == 0, result.output
+        assert "wrote " in result.stdout.splitlines()[-1]
     run = RunFolder(tmp_path)
     assert len(LabelStore(run.labels)) == 3 and len(LabelStore(run.pairs)) == 2
     assert load_checkpoint(run.phase(1).best).low == 0
@@ -291,7 +299,8 @@ def test_evaluate_prints_a_table_and_keeps_the_rows(tmp_path):
     detectors = ("--detector", "harris", "--detector", "random")
     result = call("evaluate", *detectors, *sequences, "--metrics", tmp_path / "m.parquet")
     assert result.exit_code == 0, result.output
-    assert "R1 on warped-samples" in result.output and '"keep": 300' in result.output
+    assert "R1 on warped-samples" in result.output and "{" not in result.output
+    assert result.stdout.splitlines()[-1] == f"wrote 10 rows to {tmp_path / 'm.parquet'}"
     assert set(pd.read_parquet(tmp_path / "m.parquet").detector) == {"harris", "random"}
 
 
@@ -351,7 +360,70 @@ def test_config_prints_every_key():
     assert seed.split()[1:3] == ["7", "0"], "the value, then the default"
 
 
-def test_explore_outside_a_checkout(tmp_path, monkeypatch):
-    monkeypatch.setattr("spfpn.core.files.project_root", lambda: tmp_path)
+@pytest.fixture
+def server(monkeypatch):
+    "What `spfpn explore` would start: the options and the environment of the server."
+    seen = {}
+
+    def start(command, env):
+        seen.update(option[2:].partition("=")[::2] for option in command[3:])
+        seen["root of paths"] = env["SPFPN_ROOT"]
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("spfpn.apps.cli_tools.subprocess.run", start)
+    return seen
+
+
+def test_explore_opens_the_notebook_of_a_project_itself(server, tmp_path, monkeypatch):
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "nbs" / "explore.ipynb").touch()
+    monkeypatch.chdir(tmp_path)
+    assert call("explore").exit_code == 0
+    assert server["LabApp.default_url"] == "/lab/tree/nbs/explore.ipynb"
+    assert server["ServerApp.root_dir"] == server["root of paths"] == str(tmp_path)
+
+
+def test_explore_elsewhere_opens_a_copy_beside_the_runs(server, tmp_path, monkeypatch):
+    folder = tmp_path / "my [photos] 100%"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("spfpn.core.files.outputs_dir", lambda: folder / "outputs")
     result = call("explore")
-    assert result.exit_code == 2 and "explore.ipynb" in result.output
+    copy = folder / "outputs" / "explore.ipynb"
+    assert copy.is_file() and "wrote outputs/explore.ipynb" in result.output
+    assert server["LabApp.default_url"] == "/lab/tree/outputs/explore.ipynb"
+    assert server["ServerApp.root_dir"] == server["root of paths"] == str(folder)
+    copy.write_text("mine")
+    assert call("explore").exit_code == 0 and copy.read_text() == "mine"
+
+
+def test_explore_without_a_checkout(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("spfpn.core.files.checkout_dir", lambda: None)
+    result = call("explore")
+    assert result.exit_code == 2 and "clone the repository" in result.output and not server
+
+
+@pytest.mark.slow
+def test_the_address_that_explore_prints_opens_the_notebook(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    root = Path(__file__).resolve().parents[1]
+    more = dict(PYTHONPATH=str(root), JUPYTER_CONFIG_DIR=str(tmp_path), BROWSER="true")
+    command = [sys.executable, "-m", "spfpn", "explore", "--port", port]
+    options = dict(cwd=tmp_path, env=os.environ | more, text=True, start_new_session=True)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, **options) as process:
+        try:
+            lines = (line.split()[-1] for line in process.stderr if "?token=" in line)
+            address = next(lines)
+            assert "/lab/tree/outputs/explore.ipynb?token=" in address
+            files = address.replace("/lab/tree/", "/api/contents/")
+            while process.poll() is None:  # the address is printed before the server listens
+                with suppress(urllib.error.URLError):
+                    opened = json.load(urllib.request.urlopen(files, timeout=60))
+                    break
+                time.sleep(0.2)
+            assert opened["type"] == "notebook"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)

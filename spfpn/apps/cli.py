@@ -5,23 +5,28 @@
 # %% ../../nbs/apps/cli.ipynb #d9996dba
 from __future__ import annotations
 
+import io
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from .. import __version__
+from ..core.files import printable_path
 
 if TYPE_CHECKING:
     from spfpn.core.config import Config
     from spfpn.core.runs import RunFolder
 
 # %% auto #0
-__all__ = ['app', 'ParametersOption', 'DeviceOption', 'load_config', 'print_table']
+__all__ = ['app', 'ParametersOption', 'DeviceOption', 'echo', 'shown_path', 'say_written', 'example', 'load_config',
+           'print_table']
 
 # %% ../../nbs/apps/cli.ipynb #e8081f88
 def _exit_code(error: Exception) -> int | None:
@@ -60,21 +65,65 @@ def _renamed(error: Any) -> str:
     new = _OLD_OPTIONS.get(" ".join(map(str, names)))
     return f"{names[-1]} is now {new}" if new else ""
 
+# %% ../../nbs/apps/cli.ipynb #55724340
+def echo(text: str, err: bool = False) -> None:
+    "Print a line in the stream's own encoding."
+    print(text, file=sys.stderr if err else sys.stdout, flush=True)
+
+
+def shown_path(path: str | os.PathLike[str]) -> str:
+    "Return a path as a message shows it: from the current folder, when it lies in it."
+    path = Path(path)
+    return printable_path(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def say_written(
+    path: str | os.PathLike[str],
+    what: str = "",  # such as "12 labels"
+    err: bool = False,  # stdout holds data for another program
+) -> None:
+    "Say what a command wrote and where, once for all processes of a run."
+    from spfpn.core.distributed import get_rank
+
+    if get_rank() == 0:
+        echo(f"wrote {what + ' to ' if what else ''}{shown_path(path)}", err)
+
 # %% ../../nbs/apps/cli.ipynb #09bc8263
+def _keep_writing() -> None:
+    "Show an escape for a character that the terminal's encoding lacks, instead of stopping."
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class _Commands(typer.core.TyperGroup):
     "Commands whose foreseeable errors are one message and an exit code."
+
+    def main(self, *arguments, **options):
+        _keep_writing()
+        return super().main(*arguments, **options)
 
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            echo("stopped", err=True)
+            raise
+        except BrokenPipeError:  # whoever reads has enough, as in `spfpn config | head`
+            raise
         except Exception as error:
             renamed = _renamed(error)
             code = 2 if renamed else _exit_code(error)
             if code is None or os.environ.get("SPFPN_DEBUG"):
                 raise
             for line in (renamed or str(error) or type(error).__name__).splitlines():
-                typer.echo(f"error: {line}", err=True)
+                echo(f"error: {printable_path(line)}", err=True)
             raise typer.Exit(code) from None
+
+# %% ../../nbs/apps/cli.ipynb #01ee27d7
+def example(command: str) -> str:
+    "Return the last line of a command's help."
+    return f"Example: spfpn {command}"
 
 
 app = typer.Typer(
@@ -83,12 +132,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Learned keypoints: label, train, evaluate, detect. SPFPN_DEBUG=1 shows tracebacks.",
+    epilog=example("detect photo.jpg --overlay"),
 )
 
 # %% ../../nbs/apps/cli.ipynb #78aa8058
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        echo(__version__)
         raise typer.Exit()
 
 
@@ -141,7 +191,7 @@ def _start(profile: str, parameters: list[str] | None, run: str | None) -> tuple
     return load_config(profile, parameters).check(), folder
 
 # %% ../../nbs/apps/cli.ipynb #686107f9
-@app.command("run")
+@app.command("run", epilog=example("run --profile quick -p data.images=photos --run mine"))
 def _run_command(
     profile: _ProfileOption = "quick", parameters: ParametersOption = None, run: _RunOption = None
 ) -> None:
@@ -152,7 +202,7 @@ def _run_command(
     run_workbook(config, folder)
 
 # %% ../../nbs/apps/cli.ipynb #4ee7bd2a
-@app.command("label")
+@app.command("label", epilog=example("label --profile quick -p data.images=photos"))
 def _label_command(
     profile: _ProfileOption = "quick", parameters: ParametersOption = None, run: _RunOption = None
 ) -> None:
@@ -161,16 +211,22 @@ def _label_command(
     from spfpn.labels.pairs import make_pairs
 
     config, folder = _start(profile, parameters, run)
-    make_labels(config, folder.labels)
+    made = make_labels(config, folder.labels)
+    say_written(folder.labels, f"the labels of {len(made)} images")
     if config.phase2.targets == "matched_pairs":
-        make_pairs(config, folder.pairs)
+        made = make_pairs(config, folder.pairs)
+        say_written(folder.pairs, f"{len(made)} pairs of views")
 
 # %% ../../nbs/apps/cli.ipynb #453c5a46
-_train_app = typer.Typer(no_args_is_help=True, help="Train the student: phase1, then phase2.")
+_train_app = typer.Typer(
+    no_args_is_help=True,
+    help="Train the student: phase1, then phase2.",
+    epilog=example("train phase1 --profile quick"),
+)
 app.add_typer(_train_app, name="train")
 
 
-@_train_app.command("phase1")
+@_train_app.command("phase1", epilog=example("train phase1 --profile quick -p phase1.epochs=8"))
 def _phase1_command(
     profile: _ProfileOption = "quick", parameters: ParametersOption = None, run: _RunOption = None
 ) -> None:
@@ -178,10 +234,11 @@ def _phase1_command(
     from spfpn.train.phases import train_phase1
 
     config, folder = _start(profile, parameters, run)
-    train_phase1(config, folder.training_store(), folder.phase(1))
+    student = train_phase1(config, folder.training_store(), folder.phase(1))
+    say_written(student, "the best student of phase 1")
 
 # %% ../../nbs/apps/cli.ipynb #ced271f2
-@_train_app.command("phase2")
+@_train_app.command("phase2", epilog=example("train phase2 --profile quick --run mine"))
 def _phase2_command(
     profile: _ProfileOption = "quick", parameters: ParametersOption = None, run: _RunOption = None
 ) -> None:
@@ -191,16 +248,18 @@ def _phase2_command(
     config, folder = _start(profile, parameters, run)
     start = config.phase2.init_from or folder.phase(1).best
     if config.phase2.targets == "pseudo_labels":
-        make_pseudo_labels(config, folder.pseudo_labels, start)
+        made = make_pseudo_labels(config, folder.pseudo_labels, start)
+        say_written(folder.pseudo_labels, f"the pseudo-labels of {len(made)} images")
     store = folder.training_store(config.phase2.targets)
-    train_phase2(config, store, start, folder.phase(2))
+    student = train_phase2(config, store, start, folder.phase(2))
+    say_written(student, "the best student of phase 2")
 
 # %% ../../nbs/apps/cli.ipynb #74712012
-def _cell(value: Any) -> str:
+def _cell(value: Any) -> Text:
     "Return the text of a cell: three decimals, and a dash for what is not a number."
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.3f}"
-    return str(value)
+        return Text("–" if value != value else f"{value:.3f}")
+    return Text(printable_path(str(value)))  # a `Text` is no markup
 
 
 def print_table(
@@ -209,11 +268,12 @@ def print_table(
     wrap: tuple[str, ...] = (),  # columns of text, which may be broken
 ) -> None:
     "Print a table."
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    about = Text(printable_path(title), style="italic")
+    table = Table(title=about, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     columns = {str(name): [_cell(value) for value in frame[name]] for name in frame}
     for name, cells in columns.items():
-        width = 0 if name in wrap else max(map(len, cells), default=0)
-        table.add_column(name, overflow="fold", min_width=width)
+        width = 0 if name in wrap else max((cell.cell_len for cell in cells), default=0)
+        table.add_column(_cell(name), overflow="fold", min_width=width)
     for row in zip(*columns.values()):
         table.add_row(*row)
     tty = sys.stdout.isatty()

@@ -8,15 +8,14 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli import DeviceOption, app
+from .cli import DeviceOption, app, echo, example, say_written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,21 +89,6 @@ _WRITERS: dict[str, Callable[[Keypoints, Tensor], bytes]] = {  # by the end of a
 }
 
 # %% ../../nbs/apps/cli_detect.ipynb #a2a6da3f
-def _absolute(path: Path) -> Path:
-    "Return a path from the root, without following links."
-    return Path(os.path.abspath(path))
-
-
-def _names_below(folders: Sequence[PurePath], paths: Iterable[PurePath]) -> list[str]:
-    "Return paths below the folder that all share; without one, a drive becomes a folder."
-    shared = folders[0].anchor and (folders[0], *folders[0].parents)
-    root = next((p for p in shared if all(f.is_relative_to(p) for f in folders)), None)
-    if root is not None:
-        return [str(path.relative_to(root)) for path in paths]
-    drives = ((re.sub(r"\W+", "_", path.drive).strip("_"), path) for path in paths)
-    return [str(type(path)(drive, path.relative_to(path.anchor))) for drive, path in drives]
-
-
 def _collect_images(places: list[Path]) -> dict[Path, str]:
     """Find the images of files and folders, each with its path below the folder they share.
 
@@ -112,12 +96,12 @@ def _collect_images(places: list[Path]) -> dict[Path, str]:
     from spfpn.data.images import folder_images
 
     folders = [place if place.is_dir() else place.parent for place in places]
+    root = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     images: list[Path] = []
     for place in places:
         found = folder_images(place).paths if place.is_dir() else [place]
         images += [path for path in found if place == path or not path.name.endswith(_OVERLAY)]
-    names = _names_below([_absolute(folder) for folder in folders], map(_absolute, images))
-    return dict(zip(images, names))
+    return {path: os.path.relpath(path, root) for path in images}
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -133,28 +117,25 @@ def _detect_all(
     images: dict[Path, str],  # each with its path below `folder`
     endings: list[str],  # of the files to write for each image
     folder: Path,
-    resize: int | None = None,  # pixels of an image's long side while detecting
 ) -> tuple[dict[Path, Keypoints], list[Path]]:
     "Return the keypoints of each image that can be read, and the images that cannot be read."
     from tqdm import tqdm
 
-    from spfpn.core.files import printable_path
-    from spfpn.data.images import ImageError, memory_errors, read_image
+    from spfpn.data.images import ImageError, read_image
 
     found, broken = {}, []
     hidden = None if len(images) > 1 else True  # None: unless this is a terminal
     for path, name in tqdm(images.items(), unit="image", leave=False, disable=hidden):
         try:
-            points = detector.detect(path, resize=resize)
+            points = detector.detect(path)
             image: Any = read_image(path) if endings else None  # in color, for the pictures
-            with memory_errors(printable_path(path), image.shape[-2:] if endings else ()):
-                for end in endings:
-                    _write(folder / f"{name}{end}", _WRITERS[end](points, image))
         except ImageError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
             broken.append(path)
             continue
         found[path] = points
+        for end in endings:
+            _write(folder / f"{name}{end}", _WRITERS[end](points, image))
     return found, broken
 
 # %% ../../nbs/apps/cli_detect.ipynb #94dc2a6b
@@ -163,12 +144,17 @@ _TURN = "turn the file itself (exiftran -ai, mogrify -auto-orient) and detect ag
 
 def _warn_of_rotation(paths: Iterable[Path]) -> None:
     "Name the images that their EXIF tag turns."
+    from PIL import Image
+
+    from spfpn.core.files import printable_path
     from spfpn.data.images import has_exif_rotation
 
     for path in paths:
-        if has_exif_rotation(path):
+        with Image.open(path) as image:
+            turned = has_exif_rotation(image)
+        if turned:
             what = "its EXIF tag turns it, which COLMAP does not do"
-            typer.echo(f"warning: {path}: {what}; {_TURN}", err=True)
+            echo(f"warning: {printable_path(path)}: {what}; {_TURN}", err=True)
 
 
 def _show(found: dict[Path, Keypoints], out: Path | None, texts: dict[str, str]) -> None:
@@ -179,9 +165,9 @@ def _show(found: dict[Path, Keypoints], out: Path | None, texts: dict[str, str])
         if out:
             _write(out / name, text.encode())
         else:
-            typer.echo(text)
+            echo(text)
     for path, points in {} if texts else found.items():
-        typer.echo(f"{printable_path(path)}: {len(points)} keypoints")
+        echo(f"{printable_path(path)}: {len(points)} keypoints")
 
 # %% ../../nbs/apps/cli_detect.ipynb #dd1a9451
 def _load(spec: str, runtime: str | None, options: dict[str, Any], device: str) -> Any:
@@ -200,11 +186,10 @@ _IMAGES_HELP = "Files, or folders, which are searched with their subfolders."
 _DETECTOR_HELP = "A name, a checkpoint or FILE.py:NAME; the bundled student when not given."
 _OUT_HELP = "A folder; else JSON and CSV go to the terminal, the others here."
 _COLMAP_HELP = "NAME.txt for COLMAP's feature_importer, with upright SIFT."
-_RESIZE_HELP = "Long side in pixels while detecting; points are in the image as it is."
 _RUNTIME_HELP = "Run a student by onnx, openvino, openvino-bf16 or torch-export, not PyTorch."
 
 
-@app.command("detect")
+@app.command("detect", epilog=example("detect photos --csv --overlay --out found"))
 def _detect_command(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help=_IMAGES_HELP)],
     detector: Annotated[
@@ -216,10 +201,9 @@ def _detect_command(
     npz: Annotated[bool, typer.Option("--npz", help="NAME.npz for each image")] = False,
     colmap: Annotated[bool, typer.Option("--colmap", help=_COLMAP_HELP)] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help=f"NAME{_OVERLAY}, a picture")] = False,
-    max_keypoints: Annotated[int, typer.Option(min=1)] = 1000,
+    max_keypoints: Annotated[int, typer.Option(min=1, help="Per image.")] = 1000,
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Lowest score of a keypoint.")] = 0.0,
-    resize: Annotated[int | None, typer.Option(min=1, help=_RESIZE_HELP)] = None,
     device: DeviceOption = "auto",
     runtime: Annotated[str | None, typer.Option(help=_RUNTIME_HELP)] = None,
 ) -> None:
@@ -227,14 +211,18 @@ def _detect_command(
     from spfpn.features.factory import default_detector
 
     spec, places = detector or default_detector(), _collect_images(images)
-    typer.echo(f"detector: {spec}", err=True)
+    echo(f"detector: {spec}", err=True)
     options = dict(max_keypoints=max_keypoints, nms_radius=nms_radius, threshold=threshold)
     endings = [end for end, wanted in zip(_WRITERS, (npz, colmap, overlay)) if wanted]
     loaded = _load(spec, runtime, options, device)
-    found, broken = _detect_all(loaded, places, endings, out or Path(), resize)
+    found, broken = _detect_all(loaded, places, endings, out or Path())
     if colmap:
         _warn_of_rotation(found)
     texts = {"keypoints.json": _to_json(found)} if as_json else {}
-    _show(found, out, texts | ({"keypoints.csv": _to_csv(found)} if as_csv else {}))
+    texts |= {"keypoints.csv": _to_csv(found)} if as_csv else {}
+    _show(found, out, texts)
+    names = [f"{places[path]}{end}" for path in found for end in endings]
+    for name in [*names, *(texts if out else ())]:
+        say_written((out or Path()) / name, err=bool(texts and not out))
     if broken:
         raise typer.Exit(2)

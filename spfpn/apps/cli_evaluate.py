@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli import DeviceOption, app, print_table
+from spfpn.apps.cli import (
+    DeviceOption,
+    app,
+    echo,
+    example,
+    print_table,
+    say_written,
+    shown_path,
+)
 from ..core.files import ConfigError
 
 if TYPE_CHECKING:
@@ -51,34 +59,80 @@ def _find_protocols(names: list[str]) -> list[EvaluationProtocol]:
 
 # %% ../../nbs/apps/cli_evaluate.ipynb #e7a77bf9
 def _open_data(
-    protocols: list[EvaluationProtocol],
-    sequences: str,
-    limit: int,
-    folders: dict[str, Path | None],  # what --frames and --poses name
+    protocols: list[EvaluationProtocol], sequences: str, limit: int, frames: Path | None
 ) -> dict[str, Any]:
     "Open the data that protocols measure. Raises `ConfigError` when a protocol lacks its data."
-    from spfpn.data.pose_pairs import open_poses
     from spfpn.data.sequences import open_frames, open_sequences
 
-    openers = {"frames": open_frames, "poses": open_poses}
     data: dict[str, Any] = {}
     for protocol in protocols:
         if protocol.data == "sequences":
             data["sequences"] = data.get("sequences") or open_sequences(sequences, limit)
-        elif folder := folders.get(protocol.data):
-            opened = data.get(protocol.data) or openers[protocol.data](folder.absolute())
-            data[protocol.data] = opened
+        elif protocol.data == "frames" and frames:
+            data["frames"] = data.get("frames") or open_frames(frames)
         elif protocol.data:
             what = f"{protocol.name} measures {protocol.data}"
             raise ConfigError(f"{what}: add --{protocol.data} FOLDER, or leave out {protocol.name}")
     return data
 
 # %% ../../nbs/apps/cli_evaluate.ipynb #a3825d0e
-def _metrics_file(metrics: Path | None) -> Path:
-    "Return the file of metrics: the one that was named, or that of no run."
-    from spfpn.core.runs import default_metrics
+def _newest_metrics() -> Path:
+    "Return the newest file of metrics in `outputs/`. Raises `ConfigError` without any."
+    from spfpn.core.runs import default_metrics, metrics_files
 
-    return metrics or default_metrics()
+    if found := metrics_files():
+        return found[0]
+    one, run = map(shown_path, (default_metrics(), default_metrics().parent / "RUN"))
+    todo = f"`spfpn evaluate` writes {one}, and `spfpn run` writes {run}/metrics.parquet"
+    raise ConfigError(f"no metrics in {shown_path(default_metrics().parent)}: {todo}")
+
+
+def _metrics_of(a: str, b: str, protocol: str) -> Path:
+    "Return the newest file that has two detectors. Raises `ConfigError`, with what is there."
+    from spfpn.core.runs import find_checkpoint, metrics_files
+    from spfpn.evaluate.results import read_metrics
+
+    _newest_metrics()
+    there = []
+    for file in metrics_files():
+        names = read_metrics(file).query("protocol == @protocol").detector.unique()
+        if {a, b} <= set(names):
+            return file
+        there.append(f"{shown_path(file)} has {', '.join(names) or 'nothing'} by {protocol}")
+    specs = [shown_path(path) if (path := find_checkpoint(name)) else name for name in (a, b)]
+    command = f"spfpn evaluate --protocol {protocol} --detector {' --detector '.join(specs)}"
+    what = f"no file of metrics has both {a} and {b} by {protocol}"
+    raise ConfigError("\n".join([f"{what}: `{command}` writes one", *there]))
+
+# %% ../../nbs/apps/cli_evaluate.ipynb #56728c61
+_PARTS = ("all", "i", "v")  # the whole set, illumination, viewpoint
+
+
+def _rank(part: Any) -> Any:
+    "Sort the summary of one protocol on one set, the best detector of each part first."
+    from spfpn.evaluate.statistics import better_sign, metric_names
+
+    headline = metric_names(part.drop(columns=["n", "low", "high"], errors="ignore"))[0]
+    known = {split: place for place, split in enumerate(_PARTS)}
+    order = part.split.map(lambda split: (known.get(split, len(known)), split))
+    part = part.assign(order=order, score=-better_sign(headline) * part[headline])
+    part = part.sort_values(["order", "score"], kind="stable").drop(columns=["order", "score"])
+    return part[[*dict.fromkeys(["protocol", "set", "detector", "split", "n", headline, *part])]]
+
+
+def _mark_best(shown: Any) -> Any:
+    "Write the metrics of a table as text, with a `*` behind the best of each part."
+    from spfpn.evaluate.statistics import better_sign
+
+    for name in shown.select_dtypes("float").columns:
+        if not better_sign(name):
+            continue
+        values = shown[name].round(3)
+        groups = (better_sign(name) * values).groupby(shown.split)
+        best = (groups.rank("min", ascending=False) == 1) & (groups.transform("count") > 1)
+        texts = [f"{v:.3f}{'*' if first else ' '}" for v, first in zip(values, best)]
+        shown[name] = ["–" if value != value else text for value, text in zip(values, texts)]
+    return shown
 
 
 def _print_results(rows: Any) -> None:
@@ -87,23 +141,39 @@ def _print_results(rows: Any) -> None:
 
     summary = summarize(rows)
     for (protocol, name), part in summary.groupby(["protocol", "set"], sort=False):
-        print_table(format_summary(part), f"{protocol} on {name}")
+        ranked = _rank(part.dropna(axis=1, how="all"))
+        print_table(_mark_best(format_summary(ranked)), f"{protocol} on {name}, * is the best")
     published = compare_published(summary)
     if len(published):
         print_table(published, "Beside published figures")
 
 # %% ../../nbs/apps/cli_evaluate.ipynb #625d6d37
-_PROTOCOL_HELP = "R1, R2, H1, H2, P1, S1, S2, T1 or your own, with options as in R1:nms2; repeatable."
+_PROTOCOL_HELP = "PROTOCOLS, or FILE.py:NAME, with options as in R1:nms2; repeatable."
+_COMPARED_HELP = "A protocol that measured both: PROTOCOLS, or FILE.py:NAME."
 _DETECTOR_HELP = "A name of `spfpn list detectors`, a checkpoint, FILE.py:NAME, or all; repeatable."
-_POSES_HELP = "A folder with pairs_with_gt.txt, or of such folders, for P1."
 _SEQUENCES_HELP = "auto, warped-samples, warped:FOLDER, hpatches, hpatches-108, or a folder."
 _OLD_COMMANDS = {"repeatability": "R1", "homography": "H1", "detection": "S1", "stability": "T1"}
 _MetricsOption = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FILE", help="A .parquet file of metrics; outputs/metrics.parquet when not given."
-    ),
+    typer.Option(metavar="FILE", help="A .parquet file; outputs/metrics.parquet when not given."),
 ]
+_MeasuredOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A .parquet file; the newest in outputs/ when not given."),
+]
+
+
+class _ProtocolCommand(typer.core.TyperCommand):
+    "A command whose help lists the registered protocols, for which PyTorch is imported."
+
+    def format_help(self, ctx, formatter):
+        from spfpn.core.registry import PROTOCOLS
+
+        names = ", ".join(PROTOCOLS.names())
+        for parameter in self.params:
+            if parameter.name == "protocol":
+                parameter.help = parameter.help.replace("PROTOCOLS", names)
+        super().format_help(ctx, formatter)
 
 
 def _refuse_old(words: list[str] | None) -> None:
@@ -115,7 +185,12 @@ def _refuse_old(words: list[str] | None) -> None:
         raise ConfigError(f"{word!r}: write --protocol NAME and --detector NAME")
 
 # %% ../../nbs/apps/cli_evaluate.ipynb #e236f3fb
-@app.command("evaluate", context_settings={"allow_extra_args": True})
+@app.command(
+    "evaluate",
+    cls=_ProtocolCommand,
+    context_settings={"allow_extra_args": True},
+    epilog=example("evaluate --protocol R1 --detector spfpn-s --detector harris"),
+)
 def _evaluate_command(
     context: typer.Context,
     detector: Annotated[list[str] | None, typer.Option(help=_DETECTOR_HELP)] = None,
@@ -123,7 +198,6 @@ def _evaluate_command(
     sequences: Annotated[str, typer.Option(help=_SEQUENCES_HELP)] = "auto",
     limit: Annotated[int, typer.Option(min=0, help="Sequences at most; 0 means all.")] = 0,
     frames: Annotated[Path | None, typer.Option(help="A folder of video frames, for T1.")] = None,
-    poses: Annotated[Path | None, typer.Option(help=_POSES_HELP)] = None,
     metrics: _MetricsOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Use no kept predictions.")] = False,
     device: DeviceOption = "auto",
@@ -133,34 +207,40 @@ def _evaluate_command(
     if not detector:
         raise ConfigError("name a detector: --detector NAME; `spfpn list detectors` lists them")
     protocols, specs = _find_protocols(protocol), _find_detectors(detector)
-    data = _open_data(protocols, sequences, limit, {"frames": frames, "poses": poses})
+    data = _open_data(protocols, sequences, limit, frames)
     from spfpn.core.distributed import pick_device
+    from spfpn.core.runs import default_metrics
     from spfpn.evaluate.protocol import PredictionCache
     from spfpn.evaluate.results import evaluate_detectors
 
-    for chosen in protocols:
-        typer.echo(f"{chosen.name}: {chosen.settings()}")
-    file, cache = _metrics_file(metrics), None if no_cache else PredictionCache()
+    file, cache = metrics or default_metrics(), None if no_cache else PredictionCache()
     where = str(pick_device(device))
     rows = evaluate_detectors(specs, protocols, data, file, where, cache=cache)
     _print_results(rows)
-    typer.echo(f"{len(rows)} rows are in {file}")
+    say_written(file, f"{len(rows)} rows")
 
 # %% ../../nbs/apps/cli_evaluate.ipynb #0ffd3d5a
-@app.command("results")
-def _results_command(metrics: _MetricsOption = None) -> None:
+@app.command("results", epilog=example("results --metrics outputs/quick/metrics.parquet"))
+def _results_command(metrics: _MeasuredOption = None) -> None:
     "Print the tables of a file of metrics."
     from spfpn.evaluate.results import read_metrics
 
-    _print_results(read_metrics(_metrics_file(metrics)))
+    file = metrics or _newest_metrics()
+    rows = read_metrics(file)
+    _print_results(rows)
+    echo(f"{len(rows)} rows of {shown_path(file)}")
 
 
-@app.command("compare")
+@app.command(
+    "compare",
+    cls=_ProtocolCommand,
+    epilog=example("compare quick/phase2/best harris --protocol R1"),
+)
 def _compare_command(
     a: Annotated[str, typer.Argument(metavar="A", help="A detector, as the tables call it.")],
-    b: Annotated[str, typer.Argument(metavar="B")],
-    metrics: _MetricsOption = None,
-    protocol: Annotated[str, typer.Option(help="A protocol that measured both.")] = "R1",
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one.")],
+    metrics: _MeasuredOption = None,
+    protocol: Annotated[str, typer.Option(help=_COMPARED_HELP)] = "R1",
     metric: Annotated[str, typer.Option(help="A column; the headline when not given.")] = "",
 ) -> None:
     "Print A minus B on the same pairs, its 95 % interval, and whether it is significant."
@@ -168,8 +248,9 @@ def _compare_command(
     from spfpn.evaluate.statistics import compare_detectors
 
     (chosen,) = _find_protocols([protocol])
-    rows = read_metrics(_metrics_file(metrics))
+    file = metrics or _metrics_of(a, b, chosen.name)
+    rows = read_metrics(file)
     found = compare_detectors(rows, a, b, chosen.name, metric)
     verdict = found.pop("verdict")
     print_table({name: [value] for name, value in found.items()}, f"{a} − {b}, {chosen.name}")
-    typer.echo(f"The difference: {verdict}.")
+    echo(f"The difference: {verdict}; rows of {shown_path(file)}")

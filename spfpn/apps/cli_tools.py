@@ -5,14 +5,25 @@
 # %% ../../nbs/apps/cli_tools.ipynb #4f7ade20
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
-from .cli import ParametersOption, app, load_config, print_table
+from spfpn.apps.cli import (
+    ParametersOption,
+    app,
+    echo,
+    example,
+    load_config,
+    print_table,
+    say_written,
+)
 
 if TYPE_CHECKING:
     from spfpn.core.registry import Registry
@@ -30,14 +41,14 @@ def _kinds() -> dict[str, list[Registry]]:
     return {**kinds, "losses": losses}
 
 
-@app.command("list")
+@app.command("list", epilog=example("list detectors"))
 def _list_command(
     kind: Annotated[str, typer.Argument(help="detectors, protocols, losses, heads …")] = "",
 ) -> None:
     "List the names that a key or an option accepts."
     kinds = _kinds()
     if not kind:
-        typer.echo("\n".join(kinds))
+        echo("\n".join(kinds))
         return
     if kind not in kinds:
         raise typer.BadParameter(f"{kind!r}: choose one of {', '.join(kinds)}")
@@ -47,12 +58,12 @@ def _list_command(
             shown = {tag: value for tag, value in tags.items() if tag != "version"}
             words = [tag if value is True else f"{tag}={value}" for tag, value in shown.items()]
             about = [registry.kind] * (len(kinds[kind]) > 1) + words
-            typer.echo(f"{name:<24}{', '.join(about)}".rstrip())
+            echo(f"{name:<24}{', '.join(about)}".rstrip())
     forms = [*kinds[kind][0].resolvers, "FILE.py:NAME", "PACKAGE.MODULE:NAME"]
-    typer.echo(f"Also: {', '.join(forms)}", err=True)
+    echo(f"Also: {', '.join(forms)}", err=True)
 
 # %% ../../nbs/apps/cli_tools.ipynb #ff1fdc4e
-@app.command("config")
+@app.command("config", epilog=example("config --profile quick -p phase1.lr=1e-3"))
 def _config_command(
     profile: Annotated[
         str, typer.Option(help="A section of settings.ini; the defaults when not given.")
@@ -73,7 +84,7 @@ _OUT_HELP = "Beside the checkpoint when not given; of a bundled student here."
 _POINTS_HELP = "Also choose this many keypoints inside the graph; 0 means the heatmap alone."
 
 
-@app.command("export")
+@app.command("export", epilog=example("export spfpn-s --format onnx --max-keypoints 1000"))
 def _export_command(
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT|NAME", help="A checkpoint or a bundled student.")
@@ -88,7 +99,8 @@ def _export_command(
     from spfpn.features.keypoints import Selection
 
     selection = Selection(max_keypoints, nms_radius) if max_keypoints else None
-    typer.echo(export_student(checkpoint, format, out, selection))
+    written = export_student(checkpoint, format, out, selection)
+    say_written(written, f"{checkpoint} as {format}")
 
 # %% ../../nbs/apps/cli_tools.ipynb #80a0482b
 def _parse_size(text: str) -> tuple[int, int]:
@@ -99,7 +111,11 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 # %% ../../nbs/apps/cli_tools.ipynb #13dda6d9
-_benchmark_app = typer.Typer(no_args_is_help=True, help="Time detectors, or the making of labels.")
+_benchmark_app = typer.Typer(
+    no_args_is_help=True,
+    help="Time detectors, or the making of labels.",
+    epilog=example("benchmark detect --detector spfpn-s"),
+)
 app.add_typer(_benchmark_app, name="benchmark")
 _RoundsOption = Annotated[int, typer.Option(min=1, help="Each detector has a turn in each.")]
 _SPEC_HELP = (
@@ -109,12 +125,14 @@ _SPEC_HELP = (
 _TIMES_HELP = "A .parquet file for the times; outputs/benchmark.parquet when not given."
 
 
-@_benchmark_app.command("detect")
+@_benchmark_app.command(
+    "detect", epilog=example("benchmark detect --detector spfpn-s --detector spfpn-s:onnx")
+)
 def _benchmark_detect_command(
     detector: Annotated[list[str] | None, typer.Option(help=_SPEC_HELP)] = None,
-    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH")] = "480x640",
+    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Of the image.")] = "480x640",
     rounds: _RoundsOption = 30,
-    max_keypoints: Annotated[int, typer.Option(min=1)] = 1000,
+    max_keypoints: Annotated[int, typer.Option(min=1, help="Per image.")] = 1000,
     times: Annotated[Path | None, typer.Option(metavar="FILE", help=_TIMES_HELP)] = None,
 ) -> None:
     "Time the way from an image file to keypoints, in milliseconds."
@@ -124,16 +142,16 @@ def _benchmark_detect_command(
 
     specs = detector or benchmark.default_specs(default_detector())
     options = (_parse_size(size), rounds, max_keypoints)
-    measured = benchmark.run_benchmark(specs, *options, lambda line: typer.echo(line, err=True))
+    measured = benchmark.run_benchmark(specs, *options, lambda line: echo(line, err=True))
     file = times or default_times()
     benchmark.save_times(measured, file)
     what = f"Milliseconds at {size}, medians over {rounds} rounds"
     title = f"{what}; {benchmark.describe_machine(measured.about[0])}"
     print_table(benchmark.benchmark_summary(measured), title)
-    typer.echo(f"{len(measured)} rows are in {file}")
+    say_written(file, f"{len(measured)} rows")
 
 # %% ../../nbs/apps/cli_tools.ipynb #e073c652
-@_benchmark_app.command("label")
+@_benchmark_app.command("label", epilog=example("benchmark label --images photos"))
 def _benchmark_label_command(
     images: Annotated[str, typer.Option(help="Photographs; the first 24 are used.")] = "samples",
     rounds: _RoundsOption = 5,
@@ -146,15 +164,37 @@ def _benchmark_label_command(
     print_table(rates.median().to_frame().T, title)
 
 # %% ../../nbs/apps/cli_tools.ipynb #65654042
-@app.command("explore")
-def _explore_command(port: Annotated[int, typer.Option(min=1, max=65535)] = 8888) -> None:
+def _explorers_notebook() -> Path:
+    "Return the notebook of the explorers here, else a copy in `outputs/`."
+    from spfpn.core.files import atomic_write, checkout_dir, outputs_dir, project_root
+
+    name = Path("nbs", "explore.ipynb")
+    if (here := project_root() / name).is_file():
+        return here
+    source, copy = (checkout_dir() or project_root()) / name, outputs_dir() / name.name
+    if not source.is_file():
+        why = "not there; `spfpn explore` opens the notebook of a checkout: clone the repository"
+        raise FileNotFoundError(f"{source}: {why}")
+    if not copy.is_file():
+        with atomic_write(copy) as draft:
+            shutil.copyfile(source, draft)
+        say_written(copy)
+    return copy
+
+
+@app.command("explore", epilog=example("explore --port 8889"))
+def _explore_command(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the server listens.")] = 8888,
+) -> None:
     "Open the explorers in JupyterLab, reachable from this machine only."
     from spfpn.core.files import project_root
 
-    notebook = project_root() / "nbs" / "explore.ipynb"
-    if not notebook.is_file():
-        why = "not there; `spfpn explore` opens the notebook of a checkout"
-        raise FileNotFoundError(f"{notebook}: {why}")
-    server = ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
-    command = [sys.executable, "-m", "jupyterlab", str(notebook), *server]
-    raise typer.Exit(subprocess.run(command).returncode)
+    notebook, root = _explorers_notebook(), project_root()
+    folder = root if notebook.is_relative_to(root) else notebook.parent
+    page = f"/lab/tree/{quote(notebook.relative_to(folder).as_posix())}"
+    where = ["--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    what = [f"--ServerApp.root_dir={folder}", f"--LabApp.default_url={page}"]
+    container = ["--allow-root"] if os.name == "posix" and os.geteuid() == 0 else []
+    command = [sys.executable, "-m", "jupyterlab", *where, *what, *container]
+    environment = os.environ | {"SPFPN_ROOT": str(root)}
+    raise typer.Exit(subprocess.run(command, env=environment).returncode)

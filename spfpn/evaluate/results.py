@@ -55,7 +55,7 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
     try:
         rows = pd.read_parquet(path)
     except FileNotFoundError:
-        todo = "`spfpn evaluate` and `spfpn run` write one"
+        todo = f"`spfpn evaluate --metrics {path}` writes it"
         raise ValueError(f"{path}: no such file; {todo}") from None
     except Exception as error:
         raise ValueError(f"{path}: not a file of metrics ({str(error).splitlines()[0]})") from None

@@ -288,11 +288,13 @@ def detector_curves_picture(
     for i, (name, part) in enumerate(lines.groupby("detector", sort=False)):
         color, dash = line_style(i, name)
         marker = "o" if len(part) < 3 else None
-        ax.plot(part.x, part.y, dashes[dash], color=color, label=name, marker=marker)
+        ax.plot(part.x, part.y, dashes[dash], color=color, label=str(i), marker=marker)
     ax.set(xlabel=x, ylabel=y)
     if limits:
         ax.set_ylim(limits)
-    fig.legend(loc="outside right upper", frameon=False)
+    legend = fig.legend(loc="outside right upper", frameon=False)
+    for text, name in zip(legend.get_texts(), lines.detector.unique()):
+        text.set(parse_math=False, text=name)  # a dollar sign in a name is no formula
     return chart_picture(fig)
 
 # %% ../../nbs/show/pictures.ipynb #72ba8f9c
