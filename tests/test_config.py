@@ -1,17 +1,23 @@
 "Configurations: what a profile means, how values are read, and how every mistake is answered."
 
+import ast
 import json
 import math
+import re
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+import nbformat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from papermill.cli import _resolve_type
 from safetensors import safe_open
 
+from spfpn.apps.cli import load_config
 from spfpn.core import registry
 from spfpn.core.config import (
     Config,
@@ -162,6 +168,12 @@ def test_a_mistake_in_settings_ini_says_so(project):
     [
         ("data.images", 2017, "2017"),
         ("data.images", 1, "1"),
+        ("data.images", True, "True"),
+        ("labels.teacher", 3, "3"),
+        ("evaluate.detectors", 7, ("7",)),
+        ("evaluate.detectors", True, ("True",)),
+        ("evaluate.detectors", [1, "harris", Path("a.py:f")], ("1", "harris", "a.py:f")),
+        ("evaluate.detectors", Path("a.safetensors"), ("a.safetensors",)),
         ("data.images", Path("a b"), "a b"),
         ("data.images", " coco ", "coco"),
         ("evaluate.frames", "", ""),
@@ -216,7 +228,9 @@ def test_a_value_is_read_by_the_type_of_its_key(key, value, expected):
         ("augment.mirror", "maybe", "augment.mirror='maybe': must be yes or no"),
         ("data.resize", "crop", "data.resize='crop': choose one of cover, fit"),
         ("run.device", "abacus", "choose one of auto, cpu, cuda, cuda:N, mps"),
-        ("data.images", True, "choose one of samples, coco, coco-val, a folder"),
+        ("data.images", [1], "choose one of samples, coco, coco-val, a folder"),
+        ("data.resize", True, "data.resize=True: choose one of cover, fit"),
+        ("phase2.adaptation_scales", True, "must be a comma-separated list, each above 0"),
         ("labels.teacher", None, "labels.teacher=None: must be a detector"),
         ("phase2.adaptation_scales", "1,0", "must be a comma-separated list, each above 0"),
         ("phase2.adaptation_scales", "", "must be a comma-separated list"),
@@ -252,6 +266,48 @@ def test_a_value_that_a_key_cannot_have(key, value, expected):
 )
 def test_an_unknown_key_is_answered_with_the_nearest(key, expected):
     assert problem(key, 1).endswith(expected)
+
+
+TEXTS = {  # a few texts that a key of each kind accepts, as they are typed
+    str: ["2017", "1", "True", "False", "0.5", "1,2", "a b"],
+    int: ["33", "64.0"],
+    float: ["1", "0.5", "1e-1"],
+    bool: ["True", "False", "1", "0", "yes"],
+    tuple: ["1", "1.5", "1,1.5"],
+}
+
+
+def typed(key: str) -> list[str]:
+    "Texts that are values of a key."
+    field = KEYS[key]
+    kind = get_origin(field.annotation) or field.annotation
+    if kind is Literal:
+        return list(get_args(field.annotation))
+    special = {
+        **{"run.device": ["cuda:1", "cpu"], "model.fpn_levels": ["3", "2.0"]},
+        **{"data.val_fraction": ["0.5", "1e-1"], "augment.zoom": ["1", "1.5"]},
+    }
+    return special.get(key, TEXTS[kind])
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_text_means_the_same_to_every_reader(key, project):
+    (section, name), kind = key.split("."), KEYS[key].annotation
+    for text in typed(key):
+        project(f"[mine]\n{key} = {text}\n")
+        wanted = Config.load("mine")
+        resolved = _resolve_type(text)  # a truth value or a number, where it looks like one
+        assert load_config("", [f"{key}={text}"]) == wanted
+        assert Config.from_notebook({"overrides": {key: resolved}}, "") == wanted
+        assert Config.from_notebook({name: resolved}, section) == wanted
+        if kind is str or get_origin(kind) is Literal:
+            assert getattr(getattr(wanted, section), name) == text
+
+
+def test_overrides_that_are_no_mapping_are_refused():
+    for wrong in ("phase1.lr=1e-3", 3, ["phase1.lr"]):
+        (line,) = problems(Config.from_notebook, {"overrides": wrong}, "phase1")
+        assert line.startswith(f"overrides={wrong!r}: must be a mapping")
 
 
 def test_a_number_that_python_does_not_print_is_refused():
@@ -436,6 +492,30 @@ def test_a_notebook_reaches_other_keys_by_overrides():
 def test_a_notebook_with_an_old_name_is_told_the_new_one():
     found = problems(Config.from_notebook, dict(phase1_lr=1e-3, views=3), "phase1")
     assert found == ["phase1_lr is now phase1.lr"]
+
+
+def parameter_texts(cells: list) -> set[str]:
+    "Return the names that a notebook's cell of parameters sets to a text."
+    tagged = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
+    lines = [line for source in tagged for line in ast.parse(source).body]
+    return {
+        line.targets[0].id
+        for line in lines
+        if isinstance(line, ast.Assign) and isinstance(getattr(line.value, "value", None), str)
+    }
+
+
+def test_a_notebook_reads_its_parameters_by_their_type():
+    read, raw = 0, []
+    for path in sorted((ROOT / "nbs").rglob("*.ipynb")):
+        cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        code = "\n".join(c.source for c in cells)
+        for name in parameter_texts(cells):
+            read += len(re.findall(rf"\bread_value\({name}, ", code))
+            opened = rf"\b(open_images|open_sequences|RunFolder\.open)\({name}\b"
+            use = rf"{opened}|\bPath\({name} or|\b{name}\.split\("
+            raw += [(path.name, match[0]) for match in re.finditer(use, code)]
+    assert not raw and read > 20
 
 
 # -- checks before any work

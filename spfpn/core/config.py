@@ -254,13 +254,22 @@ class Config(_Flat):
         return self
 
 
+def _overrides_of(variables: Mapping[str, Any]) -> dict[str, Any]:
+    "Return a notebook's `overrides`. Raises `ConfigError` for another value than a mapping."
+    overrides = variables.get("overrides") or {}
+    if not isinstance(overrides, Mapping):
+        how = "with papermill -y 'overrides: {phase1.lr: 1e-3}'"
+        raise ConfigError(f"overrides={_shown(overrides)}: must be a mapping, {how}")
+    return dict(overrides)
+
+
 def _parameters(variables: Mapping[str, Any], section: str) -> dict[str, Any]:
     "Return the keys that a notebook sets, by `overrides` and by variables."
     names = {old: old for old in _OLD_KEYS if old.startswith("phase")}  # refused, by the new name
     for part in ("run", "data", section):
         names |= {k.partition(".")[2]: k for k in KEYS if k.startswith(f"{part}.")}
     plain = (str, int, float, list, tuple, os.PathLike)  # and no function or set of images
-    values = dict(variables.get("overrides") or {})
+    values = _overrides_of(variables)
     for name, value in variables.items():
         if name in names and isinstance(value, plain):
             values[names[name]] = value

@@ -24,42 +24,54 @@ from spfpn.core.registry import (
 )
 
 # %% auto #0
-__all__ = ['KEYS', 'Named', 'Folder', 'RunConfig', 'DataConfig', 'LabelsConfig', 'ModelConfig', 'Phase1Config', 'Phase2Config',
-           'AugmentConfig', 'TrainConfig', 'EvaluateConfig', 'Sections', 'key_bounds', 'key_choices']
+__all__ = ['KEYS', 'read_value', 'Named', 'Folder', 'RunConfig', 'DataConfig', 'LabelsConfig', 'ModelConfig', 'Phase1Config',
+           'Phase2Config', 'AugmentConfig', 'TrainConfig', 'EvaluateConfig', 'Sections', 'key_bounds', 'key_choices']
 
 # %% ../../nbs/core/sections.ipynb #f8436bdb
-def _read(value: Any, kind: Any) -> Any:
-    "Return `value` in the form in which pydantic reads a key of type `kind`."
+def read_value(
+    value: Any,  # from a command line, a file, papermill or Python
+    kind: Any,  # str, int, float, bool, or `tuple[float, ...]`
+) -> Any:
+    "Return `value` in the form in which pydantic reads a key of type `kind`. Raises ValueError."
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if isinstance(value, str):
         value = value.strip()
     if get_origin(kind) is tuple:
-        return tuple(_read(item, get_args(kind)[0]) for item in _items(value))
+        return tuple(read_value(item, get_args(kind)[0]) for item in _items(value))
+    if _is_text(kind):
+        return _to_text(value)
     if isinstance(value, bool) and kind is not bool:
-        raise ValueError("yes or no is no value of this key")
-    if kind is str and isinstance(value, (int, float, os.PathLike)):
+        raise ValueError("yes or no is no number")
+    return _to_number(value, kind) if isinstance(value, str) and kind in (int, float) else value
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or get_origin(kind) is Literal
+
+
+def _to_text(value: Any) -> str:
+    "Return a text, or what was a text before papermill read it."
+    if isinstance(value, (str, int, float, os.PathLike)):
         return str(value)
-    if kind is str and not isinstance(value, str):
-        raise ValueError("not a text")
-    return _whole(value) if kind is int and isinstance(value, str) else value
+    raise ValueError("not a text")
 
 
 def _items(value: Any) -> list[Any]:
-    "Return the items of a list, of a text with commas, or of a single number."
+    "Return the items of a list, of a text with commas, or of a single value."
     if isinstance(value, str):
         return [part for part in value.split(",") if part.strip()]
-    if isinstance(value, (int, float)):
+    if isinstance(value, (int, float, os.PathLike)):
         return [value]
     if isinstance(value, (list, tuple)):
         return list(value)
     raise ValueError("not a list")
 
 
-def _whole(text: str) -> float:
-    "Return the number that `text` says, exactly where it has no point and no exponent."
+def _to_number(text: str, kind: type) -> float:
+    "Return the number that `text` says; a whole one exactly where it has no point or exponent."
     try:
-        return int(text)
+        return kind(text)
     except ValueError:
         return float(text)
 
@@ -92,7 +104,7 @@ class _Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_key(cls, value: Any, info: ValidationInfo) -> Any:
-        return _read(value, cls.model_fields[info.field_name or ""].annotation)
+        return read_value(value, cls.model_fields[info.field_name or ""].annotation)
 
 # %% ../../nbs/core/sections.ipynb #684f35f1
 class RunConfig(_Section):
