@@ -122,10 +122,13 @@ class RunConfig(_Section):
     workers: int = _key(2, "Threads that load images ahead; no result depends on it.", ge=0)
 
 
+_IMAGE_SETS = ("samples", "coco", "coco-val")
+
+
 class DataConfig(_Section):
     "The photographs to learn from."
 
-    images: Annotated[str, Folder(("samples", "coco", "coco-val"))] = _key(
+    images: Annotated[str, Folder(_IMAGE_SETS)] = _key(
         "samples", "Photographs to learn from."
     )
     limit: int = _key(0, "Use at most this many images; 0 means all.", ge=0)
@@ -142,6 +145,11 @@ class DataConfig(_Section):
     def size(self) -> tuple[int, int]:
         "The working size: height and width in pixels."
         return self.height, self.width
+
+    @property
+    def is_folder(self) -> bool:
+        "Whether the photographs are a folder of one's own."
+        return self.images not in _IMAGE_SETS
 
 # %% ../../nbs/core/sections.ipynb #d17dc389
 class LabelsConfig(_Section):
@@ -254,7 +262,9 @@ class TrainConfig(_Section):
     "The training loop."
 
     batch_size: int = _key(16, "Examples per step, over all processes.", ge=1)
-    views_per_epoch: int = _key(1, "Random views of each image in an epoch.", ge=1)
+    views_per_epoch: int = _key(
+        1, "Random views of each image in an epoch; 0 makes about 128 of all images.", ge=0
+    )
     precision: Literal["auto", "bfloat16", "float32"] = _key(
         "auto", "Arithmetic of the forward pass; auto is bfloat16 on CUDA, float32 elsewhere."
     )
@@ -265,7 +275,11 @@ class EvaluateConfig(_Section):
 
     sequences: Annotated[
         str, Folder(("auto", "warped-samples", "hpatches", "hpatches-108"), prefix="warped:")
-    ] = _key("auto", "Planar sequences to measure on; auto is HPatches where it is there.")
+    ] = _key(
+        "auto",
+        "Planar sequences to measure on; auto warps the held-back photographs of a folder, and is "
+        "HPatches otherwise, where it is there.",
+    )
     sequence_limit: int = _key(0, "Use at most this many sequences; 0 means all.", ge=0)
     frames: Annotated[str, Folder()] = _key("", "Folder of video frames, for T1.")
     poses: Annotated[str, Folder()] = _key("", "Folder with pairs_with_gt.txt, for pose protocols.")

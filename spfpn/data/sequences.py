@@ -34,7 +34,8 @@ from ..geometry.homography import image_size, sample_homography, warp_image_refl
 
 # %% auto #0
 __all__ = ['HPATCHES_LARGE', 'ImageSequence', 'PlanarSequence', 'SequenceSet', 'read_homography', 'folder_sequences',
-           'warped_sample_sequences', 'warped_folder_sequences', 'open_sequences', 'open_frames']
+           'warped_sample_sequences', 'warped_image_sequences', 'warped_folder_sequences', 'open_sequences',
+           'open_frames']
 
 # %% ../../nbs/data/sequences.ipynb #33d44250
 @dataclass(frozen=True, eq=False)
@@ -221,6 +222,14 @@ def warped_sample_sequences(
 
 # %% ../../nbs/data/sequences.ipynb #fbe91a5a
 _MAX_WARPED_IMAGES = 20  # photographs of a folder: 200 pairs
+
+
+def warped_image_sequences(
+    images: ImageSet,  # that training has not learned from
+    limit: int = 0,  # the first so many sequences; 0: all
+) -> SequenceSet:
+    "Make sequences of the first 20 images of a set. Raises `ImageError`."
+    return _warped_sequences(images, images.ids[:_MAX_WARPED_IMAGES], limit)
 
 
 def warped_folder_sequences(

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from ..core.files import atomic_write, describe_differences
+from ..data.images import ImageSet, validation_ids
 
 # %% auto #0
-__all__ = ['LabelError', 'LabelStore', 'row_points']
+__all__ = ['LabelError', 'LabelStore', 'row_points', 'held_back_images']
 
 # %% ../../nbs/labels/store.ipynb #9f24d51e
 _ROW_GROUP_SIZE = 8
@@ -216,3 +217,18 @@ def row_points(row: dict[str, Any], suffix: str = "") -> Tensor:
     "Return the points [N, 2] in a row's columns `x` and `y`, or `x1` and `y1` with suffix 1."
     xy = np.stack([row["x" + suffix], row["y" + suffix]], -1)
     return torch.from_numpy(xy.astype(np.float32).reshape(-1, 2))
+
+# %% ../../nbs/labels/store.ipynb #7d433e57
+def held_back_images(
+    stores: Iterable[LabelStore],  # of all trainings; empty ones do not count
+    images: ImageSet,
+    val_fraction: float,  # `data.val_fraction` of the trainings, 0 to 1
+) -> ImageSet:
+    "Return the images that trainings held back; without a label, those that one would hold back."
+    known = (set(store.ids) & set(images.ids) for store in stores)
+    labeled = [ids for ids in known if ids] or [set(images.ids)]
+    held_back = [validation_ids(ids, val_fraction) for ids in labeled]
+    learned = {name for ids, held in zip(labeled, held_back) for name in ids.difference(held)}
+    place = images.index()
+    names = [n for n in dict.fromkeys(n for held in held_back for n in held) if n not in learned]
+    return ImageSet(images.name, tuple(images.paths[place[n]] for n in names), tuple(names))
