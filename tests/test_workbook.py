@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 
 import nbformat
+import numpy as np
+import pandas as pd
 import papermill
 import pytest
+from PIL import Image
 
 from spfpn.apps.workbook import (
     _READS,
@@ -22,8 +25,10 @@ from spfpn.core.config import Config, ConfigError
 from spfpn.core.files import FolderError, folder_lock, project_root
 from spfpn.core.runs import RunError, RunFolder
 from spfpn.core.sections import KEYS
+from spfpn.data.images import validation_ids
 from spfpn.labels import labeling, pairs
-from spfpn.models.spfpn import checkpoint_metadata
+from spfpn.labels.store import LabelStore
+from spfpn.models.spfpn import SPFPN, checkpoint_metadata, save_checkpoint
 from spfpn.train import augment, phases, tasks
 
 COUNT = """from pathlib import Path
@@ -300,10 +305,69 @@ def test_it_goes_without_pairs_to_a_phase_2_on_its_own_labels(tmp_path):
 def test_new_photographs_are_added_and_what_follows_is_made_again(toy, tmp_path):
     photographs = {"data.images": str(tmp_path / "photos")}
     (tmp_path / "photos").mkdir()
-    for name in ("a.png", "b.png"):
+    (tmp_path / "photos" / "a.png").touch()
+    for name in ("b.png", "c.png"):
         (tmp_path / "photos" / name).touch()
         run = toy(photographs)
     assert times(run, "labels") == 2, "in the same folder: it adds what is missing"
     assert times(run, "phase1") == times(run, "previous/phase1") == 1
     before = finished(run)
     assert finished(toy(photographs)) == before
+
+
+def test_one_photograph_is_refused_before_any_work(toy, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    with pytest.raises(WorkbookError, match=r"photos: one photograph .* needs two or more"):
+        toy({"data.images": str(tmp_path / "photos")})
+    assert not (tmp_path / "toy").exists()
+
+
+def test_each_step_says_how_long_the_rest_takes(toy, capsys, monkeypatch):
+    run = RunFolder(toy.folder.parent / "toy")
+    run.record("expected", **{"01_label": 60, "02_phase1": 1200, "03_phase2": 6000})
+    clock = iter(range(0, 10_000, 120))  # each step takes 120 seconds
+    monkeypatch.setattr("spfpn.apps.workbook.time.perf_counter", lambda: next(clock))
+    toy()
+    said = re.findall(r"\d/3 \w+  (.*)", capsys.readouterr().out)
+    assert said == ["about 2.0 h left", "about 4.0 h left", "about 19 min left"]
+    toy()
+    assert re.findall(r"\d/3 \w+  (.*)", capsys.readouterr().out) == ["done earlier"] * 3
+
+
+def photographs(folder: Path, count: int, size=(64, 48)) -> Path:
+    "A folder of so many different photographs, and a file that is none."
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        blocks = generator.integers(0, 256, (size[1] // 4, size[0] // 4), np.uint8)
+        Image.fromarray(blocks).resize(size, Image.NEAREST).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_photographs_of_ones_own_are_held_back_measured_and_shown(tmp_path):
+    run, own = RunFolder(tmp_path / "run"), photographs(tmp_path / "own", 4)
+    student, label = SPFPN(channels=8), dict(height=48, width=64, teacher="x", score=[1.0])
+    save_checkpoint(student, run.phase(1).best)
+    store, names = LabelStore(run.labels), [f"{i}.png" for i in range(4)]
+    store.append([label | dict(id=name, x=[1.0], y=[1.0]) for name in names], {})
+    shared = dict(run=str(run), overrides={"data.images": str(own), "data.val_fraction": 0.5})
+    shared["overrides"] |= {"data.height": 48, "data.width": 64, "phase1.init_from": "spfpn-s"}
+    execute("04_evaluate", tmp_path, **shared, detectors="harris", protocols="R1", limit=0)
+    held_back = validation_ids(names, 0.5)
+    rows = pd.read_parquet(run.metrics)
+    assert set(rows["set"]) == {"warped-own"}
+    assert set(rows.sequence) == {f"{kind}_{name[0]}" for kind in "iv" for name in held_back}
+    assert {"run/phase1/best", "spfpn-s", "harris", "random"} <= set(rows.detector)
+    facts = run.read()["evaluate"]
+    assert (facts["start"], facts["student"][-11:]) == ("spfpn-s", "phase1/best")
+    execute(
+        "05_report",
+        tmp_path,
+        **shared | {"overrides": shared["overrides"] | {"labels.teacher": "harris"}},
+    )
+    page = run.report.read_text()
+    assert all(f'alt="{name}"' in page for name in held_back) and "camera.png" not in page
+    title = "Too few photographs to tell"
+    assert title in page and page.index(title) < page.index("<h2>Results")

@@ -128,9 +128,7 @@ _IMAGE_SETS = ("samples", "coco", "coco-val")
 class DataConfig(_Section):
     "The photographs to learn from."
 
-    images: Annotated[str, Folder(_IMAGE_SETS)] = _key(
-        "samples", "Photographs to learn from."
-    )
+    images: Annotated[str, Folder(_IMAGE_SETS)] = _key("samples", "Photographs to learn from.")
     limit: int = _key(0, "Use at most this many images; 0 means all.", ge=0)
     height: int = _key(240, "Height of the working images, in pixels.", ge=32)
     width: int = _key(320, "Width of the working images, in pixels.", ge=32)

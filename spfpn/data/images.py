@@ -384,6 +384,7 @@ def validation_ids(
     ids: Iterable[str],
     val_fraction: float = 0.1,  # 0 to 1
 ) -> list[str]:
-    "Return the ids that training holds back, at least one: a choice by the ids alone."
+    "Return the ids that training holds back, at least one and never all: a choice by ids alone."
     by_checksum = sorted(set(ids), key=lambda name: zlib.crc32(name.encode()))
-    return by_checksum[: max(1, round(val_fraction * len(by_checksum)))]
+    count = min(round(val_fraction * len(by_checksum)), len(by_checksum) - 1)
+    return by_checksum[: max(1, count)]

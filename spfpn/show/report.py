@@ -27,6 +27,7 @@ from spfpn.evaluate.results import (
 from ..labels.store import LabelStore
 from .figures import detector_curves_figure, html_table, training_curves
 from .pictures import data_uri
+from .verdict import run_verdict
 
 # %% auto #0
 __all__ = ['write_report']
@@ -91,6 +92,19 @@ def _caption(facts: _Facts, source: str, **more: Any) -> str:
     commit, seed = run.get("git_commit") or "unknown", run.get("seed", "unknown")
     known = dict(commit=commit, seed=seed, **more)
     return f"From {source} · " + " · ".join(f"{k} {v}" for k, v in known.items())
+
+# %% ../../nbs/show/report.ipynb #d5694c9c
+def _verdict_section(run: RunFolder) -> str:
+    "Write whether the training was worth it."
+    try:
+        verdict = run_verdict(run)
+    except ValueError as error:  # rows of different settings
+        return _section("Verdict", f'<p class="missing">{escape(str(error))}</p>')
+    if verdict is None:
+        return _section("Verdict", _missing("a measured student", run.metrics))
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in verdict.sentences)
+    next_step = f"<p><b>Next:</b> {escape(verdict.advice)}</p>"
+    return _section(verdict.title, f'<div class="verdict"><ul>{items}</ul>{next_step}</div>')
 
 # %% ../../nbs/show/report.ipynb #ba47ea25
 _CURVES = {  # column: titles of the axes
@@ -184,7 +198,7 @@ def _pictures_section(pictures: Mapping[str, Image.Image], facts: _Facts) -> str
     "Show pictures under their titles."
     if not pictures:
         return _section("Pictures", _missing("pictures of the student beside its teacher"))
-    source = _caption(facts, "the checkpoint, on validation photographs")
+    source = _caption(facts, "the checkpoint, on held-back photographs")
     shown = []
     for title, picture in pictures.items():
         image = f'<img src="{data_uri(picture)}" alt="{escape(title)}">'
@@ -239,6 +253,7 @@ def write_report(
     "Write a run's report; parts that the run lacks are called missing. Raises `RunError`."
     facts, shipped = run.read(), files("spfpn.show")
     sections = [
+        _verdict_section(run),
         _results_section(run, facts),
         _pictures_section(pictures or {}, facts),
         _training_section(run, facts),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -69,10 +70,10 @@ def _photographs(run: RunFolder, facts: Mapping[str, Any], scenes: int) -> str:
     return f"{labeled} photographs were labeled{unread}. Measured on {scenes} scenes of {where}."
 
 # %% ../../nbs/show/verdict.ipynb #faf2e84c
-def _advice(sign: int | None, run: RunFolder, start: str, protocol: str) -> str:
+def _advice(sign: int | None, student: str | Path, start: str, protocol: str) -> str:
     "Say what to do with an answer: 1 better, -1 worse, 0 no difference, None not known."
     if sign == 1:
-        return f"use it with --detector {run.student}."
+        return f"use it with --detector {student}."
     if sign is None:
         return (
             "give more photographs (24 leave six held back), or hold back more of them, "
@@ -127,7 +128,8 @@ def run_verdict(run: RunFolder) -> Verdict | None:
         advice = f"compare it with other detectors in the table of {protocol}."
         return Verdict("A new student", (*said, _leader(rows, student)), advice)
     sign, difference = _compared(rows, student, start, protocol)
+    file = next(reversed(run.checkpoints()), student)
     title = "Too few photographs to tell" if sign is None else _TITLES[sign]
     said += [f"It started from {start}.", _found_again(rows, start), difference]
     said.append(_leader(rows, student))
-    return Verdict(title, tuple(filter(None, said)), _advice(sign, run, start, protocol))
+    return Verdict(title, tuple(filter(None, said)), _advice(sign, file, start, protocol))

@@ -65,13 +65,17 @@ class FitOptions:
     workers: int = 2  # threads that prepare batches; no result depends on it
     freeze_batchnorm: bool = False  # keep the running statistics that the model comes with
 
-    def views(self, task: Task) -> int:
-        "Return the random views of each row in an epoch, at least 1."
-        return self.views_per_epoch or max(1, _VIEWS_OF_EPOCH // len(task.examples.train))
+    def views(self, rows: int) -> int:
+        "Return the random views of each of so many rows in an epoch, at least 1."
+        return self.views_per_epoch or max(1, _VIEWS_OF_EPOCH // rows)
+
+    def steps_of_epoch(self, rows: int) -> int:
+        "Return the steps of an epoch over so many rows, at least 1."
+        return max(1, rows * self.views(rows) // self.batch_size)
 
     def steps_per_epoch(self, task: Task) -> int:
         "Return the steps between two validations, at least 1."
-        return max(1, len(task.examples.train) * self.views(task) // self.batch_size)
+        return self.steps_of_epoch(len(task.examples.train))
 
     def total_steps(self, task: Task) -> int:
         "Return the steps of the whole training."
@@ -110,8 +114,8 @@ def batch_rows(task: Task, step: int, options: FitOptions) -> Any:
     "Return the rows of a step, a sequence of `Row`."
     examples, size = task.examples, options.batch_size
     epoch, k = divmod(step, options.steps_per_epoch(task))
-    views, rows = options.views(task), len(examples.train)
-    order = _order(options.seed, task.name, epoch, rows, views)
+    rows = len(examples.train)
+    order = _order(options.seed, task.name, epoch, rows, options.views(rows))
     return examples.rows[examples.train[order[k * size : (k + 1) * size]]]
 
 
