@@ -24,7 +24,7 @@ from spfpn.features.export import (
     export_student,
 )
 from spfpn.features.factory import LocalFeature
-from spfpn.features.keypoints import Selection, extract_keypoints
+from spfpn.features.keypoints import Selection, extract_keypoints, keypoint_region
 from spfpn.features.student import StudentDetector
 from spfpn.models.spfpn import list_pretrained, load_checkpoint, save_checkpoint
 
@@ -77,8 +77,10 @@ def pixels(xy, scores):
 @pytest.mark.parametrize("batch, size", [(2, (120, 160)), (1, (75, 101)), (1, (20, 33))])
 def test_the_graph_gives_heatmap_and_keypoints_at_any_size(student, exported, batch, size):
     images = photos(size)[:batch]
+    images[0, ..., : size[1] // 2] = 0.5  # no keypoints, neither in the graph nor in PyTorch
     with torch.no_grad():
         expected = load_checkpoint(student).heatmap(images)
+    region = keypoint_region(images)
     heatmap, xy, scores = onnxruntime.InferenceSession(exported).run(
         None, {"image": images.numpy()}
     )
@@ -88,7 +90,7 @@ def test_the_graph_gives_heatmap_and_keypoints_at_any_size(student, exported, ba
         and scores.shape == (batch, 200)
         and (np.diff(scores) <= 0).all()
     )
-    for i, points in enumerate(extract_keypoints(torch.from_numpy(heatmap), CHOICE)):
+    for i, points in enumerate(extract_keypoints(torch.from_numpy(heatmap), CHOICE, region)):
         assert pixels(xy[i], scores[i]) == pixels(points.xy, points.scores)
         assert not xy[i, len(points) :].any() and not scores[i, len(points) :].any()
 

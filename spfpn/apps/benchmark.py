@@ -26,7 +26,12 @@ from ..data.images import open_images, read_image, sample_images
 from ..features.export import RUNTIMES, make_runner
 from ..features.extractor import Extractor
 from ..features.factory import make_detector
-from ..features.keypoints import HeatmapDetector, Selection
+from spfpn.features.keypoints import (
+    HeatmapDetector,
+    Selection,
+    choose_in_region,
+    keypoint_region,
+)
 from ..features.teachers import SUPERPOINT_MAGICLEAP, SuperPoint
 from ..features.xfeat import XFEAT_WEIGHTS, XFeat
 from ..geometry.homography import pad_to_multiple, resize_image
@@ -157,7 +162,8 @@ def _time_stages(
         times.append(perf_counter())
         maps = detector.forward(image) if whole else (detector.heatmap(image),)
         times.append(perf_counter())
-        detector.choose(*maps) if whole else detector.keypoints(*maps)
+        choose = detector.choose if whole else detector.keypoints
+        choose_in_region(choose, maps, keypoint_region(image))
         times.append(perf_counter())
     return {stage: 1000 * (b - a) for stage, a, b in zip(STAGES, times, times[1:])}
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -89,6 +90,21 @@ _WRITERS: dict[str, Callable[[Keypoints, Tensor], bytes]] = {  # by the end of a
 }
 
 # %% ../../nbs/apps/cli_detect.ipynb #a2a6da3f
+def _absolute(path: Path) -> Path:
+    "Return a path from the root, without following links."
+    return Path(os.path.abspath(path))
+
+
+def _names_below(folders: Sequence[PurePath], paths: Iterable[PurePath]) -> list[str]:
+    "Return paths below the folder that all share; without one, a drive becomes a folder."
+    shared = folders[0].anchor and (folders[0], *folders[0].parents)
+    root = next((p for p in shared if all(f.is_relative_to(p) for f in folders)), None)
+    if root is not None:
+        return [str(path.relative_to(root)) for path in paths]
+    drives = ((re.sub(r"\W+", "_", path.drive).strip("_"), path) for path in paths)
+    return [str(type(path)(drive, path.relative_to(path.anchor))) for drive, path in drives]
+
+
 def _collect_images(places: list[Path]) -> dict[Path, str]:
     """Find the images of files and folders, each with its path below the folder they share.
 
@@ -96,12 +112,12 @@ def _collect_images(places: list[Path]) -> dict[Path, str]:
     from spfpn.data.images import folder_images
 
     folders = [place if place.is_dir() else place.parent for place in places]
-    root = os.path.commonpath([os.path.abspath(folder) for folder in folders])
     images: list[Path] = []
     for place in places:
         found = folder_images(place).paths if place.is_dir() else [place]
         images += [path for path in found if place == path or not path.name.endswith(_OVERLAY)]
-    return {path: os.path.relpath(path, root) for path in images}
+    names = _names_below([_absolute(folder) for folder in folders], map(_absolute, images))
+    return dict(zip(images, names))
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -111,31 +127,54 @@ def _write(path: Path, content: bytes) -> None:
     with atomic_write(path) as draft:
         draft.write_bytes(content)
 
+# %% ../../nbs/apps/cli_detect.ipynb #1fa320ee
+def _find_masks(place: Path | None, images: dict[Path, str]) -> dict[Path, Path]:
+    """Find the mask of each image: one file for all, or the file of its name in a folder.
+
+    Raises `ImageError` for an image without one."""
+    from spfpn.core.files import printable_path
+    from spfpn.data.images import ImageError, folder_images
+
+    if place is None:
+        return {}
+    if not place.is_dir():
+        return dict.fromkeys(images, place)
+    masks = {path.relative_to(place).with_suffix(""): path for path in folder_images(place).paths}
+    for name in images.values():
+        if (stem := Path(name).with_suffix("")) not in masks:
+            wanted = printable_path(place / f"{stem}.png")
+            raise ImageError(f"{wanted}: no such mask. Give one for each image, nonzero inside")
+    return {path: masks[Path(name).with_suffix("")] for path, name in images.items()}
+
 # %% ../../nbs/apps/cli_detect.ipynb #fd845cff
 def _detect_all(
     detector: Any,  # what `spfpn.load` gives
     images: dict[Path, str],  # each with its path below `folder`
     endings: list[str],  # of the files to write for each image
     folder: Path,
+    masks: dict[Path, Path],  # of the images that have one
+    resize: int | None = None,  # pixels of an image's long side while detecting
 ) -> tuple[dict[Path, Keypoints], list[Path]]:
     "Return the keypoints of each image that can be read, and the images that cannot be read."
     from tqdm import tqdm
 
-    from spfpn.data.images import ImageError, read_image
+    from spfpn.core.files import printable_path
+    from spfpn.data.images import ImageError, memory_errors, read_image
 
     found, broken = {}, []
     hidden = None if len(images) > 1 else True  # None: unless this is a terminal
     for path, name in tqdm(images.items(), unit="image", leave=False, disable=hidden):
         try:
-            points = detector.detect(path)
+            points = detector.detect(path, masks.get(path), resize=resize)
             image: Any = read_image(path) if endings else None  # in color, for the pictures
+            with memory_errors(printable_path(path), image.shape[-2:] if endings else ()):
+                for end in endings:
+                    _write(folder / f"{name}{end}", _WRITERS[end](points, image))
         except ImageError as error:
             tqdm.write(f"error: {error}", file=sys.stderr)
             broken.append(path)
             continue
         found[path] = points
-        for end in endings:
-            _write(folder / f"{name}{end}", _WRITERS[end](points, image))
     return found, broken
 
 # %% ../../nbs/apps/cli_detect.ipynb #94dc2a6b
@@ -144,15 +183,11 @@ _TURN = "turn the file itself (exiftran -ai, mogrify -auto-orient) and detect ag
 
 def _warn_of_rotation(paths: Iterable[Path]) -> None:
     "Name the images that their EXIF tag turns."
-    from PIL import Image
-
     from spfpn.core.files import printable_path
     from spfpn.data.images import has_exif_rotation
 
     for path in paths:
-        with Image.open(path) as image:
-            turned = has_exif_rotation(image)
-        if turned:
+        if has_exif_rotation(path):
             what = "its EXIF tag turns it, which COLMAP does not do"
             echo(f"warning: {printable_path(path)}: {what}; {_TURN}", err=True)
 
@@ -186,6 +221,8 @@ _IMAGES_HELP = "Files, or folders, which are searched with their subfolders."
 _DETECTOR_HELP = "A name, a checkpoint or FILE.py:NAME; the bundled student when not given."
 _OUT_HELP = "A folder; else JSON and CSV go to the terminal, the others here."
 _COLMAP_HELP = "NAME.txt for COLMAP's feature_importer, with upright SIFT."
+_RESIZE_HELP = "Long side in pixels while detecting; points are in the image as it is."
+_MASK_HELP = "A PNG of the image's size, nonzero inside, or a folder with one of each name."
 _RUNTIME_HELP = "Run a student by onnx, openvino, openvino-bf16 or torch-export, not PyTorch."
 
 
@@ -204,6 +241,8 @@ def _detect_command(
     max_keypoints: Annotated[int, typer.Option(min=1, help="Per image.")] = 1000,
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Lowest score of a keypoint.")] = 0.0,
+    resize: Annotated[int | None, typer.Option(min=1, help=_RESIZE_HELP)] = None,
+    mask: Annotated[Path | None, typer.Option(help=_MASK_HELP)] = None,
     device: DeviceOption = "auto",
     runtime: Annotated[str | None, typer.Option(help=_RUNTIME_HELP)] = None,
 ) -> None:
@@ -215,7 +254,8 @@ def _detect_command(
     options = dict(max_keypoints=max_keypoints, nms_radius=nms_radius, threshold=threshold)
     endings = [end for end, wanted in zip(_WRITERS, (npz, colmap, overlay)) if wanted]
     loaded = _load(spec, runtime, options, device)
-    found, broken = _detect_all(loaded, places, endings, out or Path())
+    masks = _find_masks(mask, places)
+    found, broken = _detect_all(loaded, places, endings, out or Path(), masks, resize)
     if colmap:
         _warn_of_rotation(found)
     texts = {"keypoints.json": _to_json(found)} if as_json else {}

@@ -5,6 +5,7 @@
 # %% ../../nbs/evaluate/statistics.ipynb #statisti-imp0
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,17 +15,18 @@ import pandas as pd
 from .metrics import average_precision, error_auc
 
 # %% auto #0
-__all__ = ['GROUP_KEYS', 'metric_names', 'better_sign', 'weighted_metric', 'confidence_interval', 'check_same_measurement',
-           'compare_detectors']
+__all__ = ['GROUP_KEYS', 'metric_names', 'better_sign', 'weighted_metric', 'confidence_interval', 'metric_by_seed', 'seed_spread',
+           'check_same_measurement', 'compare_detectors']
 
 # %% ../../nbs/evaluate/statistics.ipynb #c05-6d5afee8
 GROUP_KEYS = ["protocol", "set", "detector"]
-_AUC_LIMITS = (1, 3, 5)  # px
+_AUC_LIMITS = {"corner_error": (1, 3, 5), "pose_error": (5, 10, 20)}  # px, degrees
 _HEADLINES = (  # the first that a protocol has
     "average_precision",
     "repeatability@3",
     "stability",
     "correct@3",
+    "auc@5",
     "localization_error",
 )
 _COUNTS = {"n1", "n2", "points", "corners", "detections", "localized", "matches", "inliers"}
@@ -37,8 +39,8 @@ def metric_names(rows: pd.DataFrame) -> list[str]:
     names = [c for c in columns if pd.api.types.is_numeric_dtype(rows[c])]
     if "scores" in columns:
         names.insert(0, "average_precision")
-    if "corner_error" in columns:
-        names += [f"auc@{limit}" for limit in _AUC_LIMITS]
+    for column in _AUC_LIMITS.keys() & set(columns):
+        names += [f"auc@{limit}" for limit in _AUC_LIMITS[column]]
     candidates = [name for name in _HEADLINES if name in names]
     candidates += [name for name in names if name not in _NO_HEADLINES]
     headline = [*candidates, *names][0]
@@ -84,21 +86,35 @@ def _pooled_precision(rows: pd.DataFrame) -> _Pooled:
         lambda weights: average_precision(scores, correct, weights @ corners, weights[owner])
     )
 
-
+# %% ../../nbs/evaluate/statistics.ipynb #8785c3eb
 def _median(values: np.ndarray, weights: np.ndarray) -> float:
     "Return the median of values that each count `weights` times."
     return float(np.median(np.repeat(values, weights.astype(int))))
 
+
+def _mean_auc(errors: np.ndarray, limit: float, weights: np.ndarray) -> float:
+    "Return the mean AUC of the seeds, from errors [seeds, n]."
+    return float(np.mean([error_auc(each, limit, weights) for each in errors]))
+
 # %% ../../nbs/evaluate/statistics.ipynb #c05-6d5afee8b
+def _errors_by_seed(rows: pd.DataFrame) -> np.ndarray:
+    "Return the corner or pose errors of the rows for each seed, [seeds, n]."
+    (column,) = (name for name in _AUC_LIMITS if name in rows and rows[name].notna().any())
+    several = f"{column}s"
+    if several in rows and rows[several].notna().all():
+        return np.array(rows[several].to_list(), float).T
+    return rows[column].to_numpy(float)[None]  # a protocol with one estimate a pair
+
+
 def weighted_metric(rows: pd.DataFrame, metric: str) -> _Pooled:
     "Return the pooled `metric` of rows as a function of their weights."
     if metric == "average_precision":
         return _pooled_precision(rows)
     if metric.startswith("auc@"):
-        errors, limit = rows["corner_error"].to_numpy(float), float(metric[4:])
-        return _for_each_draw(lambda weights: error_auc(errors, limit, weights))
+        errors, limit = _errors_by_seed(rows), float(metric[4:])
+        return _for_each_draw(lambda weights: _mean_auc(errors, limit, weights))
     values = rows[metric].to_numpy(float)
-    if metric == "corner_error":
+    if metric in _AUC_LIMITS:
         return _for_each_draw(lambda weights: _median(values, weights))
     pooled = metric == "localization_error" and "localized" in rows
     counts = rows["localized"].to_numpy(float) if pooled else np.ones(len(rows))
@@ -137,6 +153,30 @@ def confidence_interval(rows: pd.DataFrame, metric: str) -> tuple[float, float]:
     weights = _bootstrap_weights(rows.sequence, _draws_of(metric))
     return _percentile_interval(weighted_metric(rows, metric)(weights))
 
+# %% ../../nbs/evaluate/statistics.ipynb #st-seeds2
+def metric_by_seed(
+    rows: pd.DataFrame,
+    metric: str,  # correct@ε or auc@t; others have no seeds
+) -> np.ndarray:  # [seeds]; empty for another metric
+    "Pool a metric for each seed alone."
+    found = re.fullmatch(r"(correct|auc)@([0-9.]+)", metric)
+    if not found or not _AUC_LIMITS.keys() & set(rows):
+        return np.empty(0)
+    errors, limit = _errors_by_seed(rows), float(found[2])
+    if found[1] == "correct":
+        return (errors <= limit).mean(1)
+    return np.array([error_auc(each, limit) for each in errors])
+
+
+def _deviation(values: np.ndarray) -> float:
+    "Return the standard deviation of a sample; nan for fewer than two values."
+    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
+def seed_spread(rows: pd.DataFrame, metric: str) -> float:
+    "Return the standard deviation of a pooled metric over the seeds; nan without seeds."
+    return _deviation(metric_by_seed(rows, metric))
+
 # %% ../../nbs/evaluate/statistics.ipynb #c12-ebbeb719
 def check_same_measurement(rows: pd.DataFrame) -> None:
     "Raise ValueError if rows that would share a table were measured differently."
@@ -162,6 +202,12 @@ def _rows_of(rows: pd.DataFrame, detector: str, protocol: str) -> pd.DataFrame:
     return found
 
 
+def _spread_of_difference(one: pd.DataFrame, two: pd.DataFrame, metric: str) -> dict[str, float]:
+    "Return the `spread` over the seeds of a difference; nothing for a metric without seeds."
+    f, g = (metric_by_seed(rows, metric) for rows in (one, two))
+    return {"spread": _deviation(f - g)} if len(f) > 1 else {}
+
+
 def _verdict(low: float, high: float, sequences: int) -> str:
     "Say whether an interval of a difference leaves out zero."
     if sequences < 6:
@@ -175,7 +221,7 @@ def compare_detectors(
     b: str,
     protocol: str,  # a protocol, as the rows call it
     metric: str = "",  # the protocol's headline when empty
-) -> dict[str, Any]:  # both numbers, their `difference`, its interval `low`, `high`, a `verdict`
+) -> dict[str, Any]:  # both numbers, `difference`, its interval `low`, `high`, and a `verdict`
     "Compare two detectors on the same pairs. Raises ValueError if that is not possible."
     rows = rows[rows.protocol == protocol]
     one, two = (_rows_of(rows, name, protocol) for name in (a, b))
@@ -193,4 +239,5 @@ def compare_detectors(
     weights, n = _bootstrap_weights(scenes, _draws_of(metric)), scenes.nunique()
     low, high = _percentile_interval(f(weights) - g(weights))
     found = {"metric": metric, a: f(once), b: g(once), "difference": f(once) - g(once)}
-    return {**found, "low": low, "high": high, "sequences": n, "verdict": _verdict(low, high, n)}
+    found |= {"low": low, "high": high, **_spread_of_difference(one, two, metric)}
+    return {**found, "sequences": n, "verdict": _verdict(low, high, n)}

@@ -13,14 +13,22 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.registry import DETECTORS
 from ..data.images import gray_arrays
-from .keypoints import HeatmapDetector, Keypoints, Selection, select_keypoints
+from spfpn.features.keypoints import (
+    HeatmapDetector,
+    Keypoints,
+    Selection,
+    keypoint_region,
+    select_keypoints,
+)
+from ..geometry.homography import in_image
 
 # %% auto #0
-__all__ = ['harris_response', 'ResponseDetector', 'PointDetector']
+__all__ = ['harris_response', 'ResponseDetector', 'PointDetector', 'SIFT']
 
 # %% ../../nbs/features/classical.ipynb #74044edd
 _VERSION = f"opencv {cv2.__version__}, numpy {np.__version__}"
@@ -80,7 +88,6 @@ def _fast_points(image: np.ndarray) -> np.ndarray:
     return _opencv_points(image, cv2.FastFeatureDetector.create(10))
 
 
-@DETECTORS.register("sift", standard=True, version=_VERSION, bytes_per_pixel=270)
 def _sift_points(image: np.ndarray) -> np.ndarray:
     "Find SIFT's points (x, y, score) in an image [H, W], weak ones too."
     return _opencv_points(image, cv2.SIFT.create(contrastThreshold=0))
@@ -122,11 +129,37 @@ class PointDetector:
     selection: Selection = Selection()
     version: str = ""
 
-    def detect(self, images: Tensor) -> list[Keypoints]:
+    def detect(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
         "Find the keypoints of images [B, C, H, W] in [0, 1]. Raises ValueError for bad points."
-        return [self._select(image) for image in gray_arrays(images)]
+        region = keypoint_region(images, mask, self.selection.border)
+        regions = [None] * len(images) if region is None else region[:, 0]
+        return [self._select(*one) for one in zip(gray_arrays(images), regions)]
 
-    def _select(self, image: np.ndarray) -> Keypoints:
+    def _select(self, image: np.ndarray, region: Tensor | None) -> Keypoints:
         found = _checked(self.name, self.points(image.copy()))
         points = Keypoints(found[:, :2], found[:, 2])
-        return select_keypoints(points, (image.shape[0], image.shape[1]), self.selection)
+        size = (image.shape[0], image.shape[1])
+        return select_keypoints(points, size, self.selection, region)
+
+# %% ../../nbs/features/classical.ipynb #4cb4226e
+@DETECTORS.register("sift", standard=True)
+class SIFT(PointDetector):
+    "SIFT, with 128-D RootSIFT descriptors of its own points."
+
+    def __init__(self, selection: Selection = Selection(), device: Any = "cpu"):
+        super().__init__("sift", _sift_points, selection, _VERSION)
+
+    def detect_and_describe(self, images: Tensor) -> list[Keypoints]:
+        "Find SIFT's own choice of points, described, in images [B, C, H, W]; best first."
+        return [self._described(image) for image in gray_arrays(images)]
+
+    def _described(self, image: np.ndarray) -> Keypoints:
+        pixels = np.round(image * 255).astype(np.uint8)
+        points, histograms = cv2.SIFT.create().detectAndCompute(pixels, None)
+        xy = torch.tensor([p.pt for p in points], dtype=torch.float32).reshape(-1, 2)
+        scores = torch.tensor([p.response for p in points], dtype=torch.float32)
+        found = np.zeros((0, 128), np.float32) if histograms is None else histograms
+        roots = F.normalize(torch.from_numpy(found), p=1, dim=1).sqrt()
+        kept = in_image(xy, image.shape, self.selection.border)
+        kept &= scores > self.selection.threshold
+        return Keypoints(xy, scores, roots).select(kept).top(self.selection.max_keypoints)

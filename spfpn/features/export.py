@@ -23,7 +23,15 @@ from torch.fx.experimental import _config as symbols
 from ..core.files import atomic_write, content_digest
 from ..core.registry import import_extra
 from ..data.images import TEST_SAMPLES, sample_images, to_gray
-from .keypoints import HeatmapDetector, Keypoints, Selection, extract_keypoints
+from spfpn.features.keypoints import (
+    CONTRAST_LEVEL,
+    CONTRAST_RADIUS,
+    HeatmapDetector,
+    Keypoints,
+    Selection,
+    extract_keypoints,
+    keypoint_region,
+)
 from ..models.spfpn import load_checkpoint, resolve_checkpoint
 
 # %% auto #0
@@ -31,29 +39,39 @@ __all__ = ['RUNTIMES', 'suppress_non_maxima', 'Runtime', 'ExportError', 'check_e
            'RuntimeDetector']
 
 # %% ../../nbs/features/export.ipynb #ex06
+def _window_max(maps: Tensor, radius: int) -> Tensor:
+    "Return the maximum of the window around each pixel of maps [B, C, H, W]."
+    side = 2 * radius + 1
+    rows = F.max_pool2d(maps, (1, side), 1, (0, radius))
+    return F.max_pool2d(rows, (side, 1), 1, (radius, 0))
+
+
+def _has_contrast(gray: Tensor) -> Tensor:
+    "Tell the pixels of images [B, 1, H, W] in whose window gray values differ."
+    brightest, darkest = (_window_max(x, CONTRAST_RADIUS) for x in (gray, -gray))
+    return brightest + darkest >= CONTRAST_LEVEL
+
+
 def suppress_non_maxima(
     scores: Tensor,  # [B, 1, H, W]
     radius: int,  # of the window, in pixels
 ) -> Tensor:
     "Set all scores to zero except the `local_maxima`."
-    side, (h, w) = 2 * radius + 1, scores.shape[-2:]
-
-    def pool(x: Tensor) -> Tensor:
-        return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))
-
-    peaks = (scores == pool(scores)) & (scores > 0)
+    h, w = scores.shape[-2:]
+    peaks = (scores == _window_max(scores, radius)) & (scores > 0)
     # earlier pixels rank higher
     rank = torch.arange(h * w, 0, -1, dtype=torch.float64).reshape(1, 1, h, w) * peaks
-    return torch.where(peaks & (rank == pool(rank)), scores, 0)
+    return torch.where(peaks & (rank == _window_max(rank, radius)), scores, 0)
 
 # %% ../../nbs/features/export.ipynb #ex06a
-def _topk_keypoints(heatmap: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    "Return what `extract_keypoints` chooses: pixels (x, y) [B, N, 2] and scores [B, N]."
+def _topk_keypoints(heatmap: Tensor, image: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
+    "Return what a detector chooses: pixels (x, y) [B, N, 2] and scores [B, N]."
     n, (h, w) = selection.max_keypoints, heatmap.shape[-2:]
     y, x = torch.arange(h)[:, None].expand(h, w), torch.arange(w).expand(h, w)
     edge = torch.minimum(torch.minimum(x, w - 1 - x), torch.minimum(y, h - 1 - y))
     peaks = suppress_non_maxima(heatmap, selection.nms_radius)
     peaks = peaks * ((edge >= selection.border) & (heatmap > selection.threshold))
+    peaks = peaks * _has_contrast(image)
     # an image may have fewer pixels than n
     scores, place = F.pad(peaks.flatten(1), (0, n)).topk(n)
     xy = F.pad(torch.stack((x, y), -1).flatten(0, 1), (0, 0, 0, n))[place]
@@ -72,9 +90,9 @@ class _Graph(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         heatmap = self.model.heatmap(image)
-        return (
-            (heatmap, *_topk_keypoints(heatmap, self.selection)) if self.selection else (heatmap,)
-        )
+        if not self.selection:
+            return (heatmap,)
+        return heatmap, *_topk_keypoints(heatmap, image, self.selection)
 
 # %% ../../nbs/features/export.ipynb #ex09
 def _trace(model: _Network, selection: Selection | None) -> torch.export.ExportedProgram:
@@ -244,7 +262,8 @@ def check_export(
     selection, worst = selection or Selection(), 0.0
     for i, size in enumerate(_CHECK_SIZES):
         photo = sample_images(TEST_SAMPLES).load(i, size)[0]
-        images = torch.stack((photo, photo.flip(-1)))
+        half = torch.where(torch.arange(size[1]) < size[1] // 2, photo, 0.5)  # half of it is flat
+        images = torch.stack((photo, half))
         expected, (heatmap, *chosen) = model.heatmap(images), run(images)
         if heatmap.shape != expected.shape:
             shapes = f"{list(heatmap.shape)} for images {list(images.shape)}"
@@ -255,7 +274,8 @@ def check_export(
                 f"the exported heatmap differs from PyTorch's by {off:.2g} on a photograph of "
                 f"{size[0]}×{size[1]}, more than {_TOLERANCE:g}; nothing is written"
             )
-        ours, its = (extract_keypoints(h, selection) for h in (expected, heatmap))
+        region = keypoint_region(images)
+        ours, its = (extract_keypoints(h, selection, region) for h in (expected, heatmap))
         if chosen:
             its = [Keypoints(xy[s > 0], s[s > 0]) for xy, s in zip(*chosen)]
         for maps, points in zip(zip(expected, heatmap), zip(ours, its)):

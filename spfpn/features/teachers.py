@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -139,6 +140,7 @@ class ALIKED(Extractor):
 
         self.budget = max(2000, selection.max_keypoints)
         net = ALIKED(model_name="aliked-n16", detection_threshold=0, max_num_keypoints=self.budget)
+        net.dkd.scores_th, net.dkd.n_limit = 1e-12, 10**9  # all maxima, where `top_k` is 0
         super().__init__(net, selection, **options)
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,8 +149,15 @@ class ALIKED(Extractor):
 
     def native_keypoints(self, scores: Tensor) -> Keypoints:
         h, w = scores.shape[-2:]
-        self.net.dkd.top_k = min(self.budget, h * w)  # it fails when asked for more
-        xy, values, _ = self.net.dkd(scores.to(self.device))
+        return self._found_by_dkd(scores, min(self.budget, h * w))  # it fails when asked for more
+
+    def all_native_keypoints(self, scores: Tensor) -> Keypoints:
+        return self._found_by_dkd(scores, 0)
+
+    def _found_by_dkd(self, scores: Tensor, top_k: int) -> Keypoints:
+        (h, w), dkd = scores.shape[-2:], copy(self.net.dkd)
+        dkd.top_k = top_k
+        xy, values, _ = dkd(scores.to(self.device))
         pixels = (xy[0] + 1) / 2 * xy[0].new_tensor([w - 1, h - 1])
         return Keypoints(pixels.cpu(), values[0].cpu())
 

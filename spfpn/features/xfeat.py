@@ -73,12 +73,17 @@ class XFeat(Extractor):
         return heatmap * full, (descriptors, heatmap, reliability)
 
     @torch.inference_mode()
-    def choose(self, scores: Tensor, features: Any) -> list[Keypoints]:
+    def choose(
+        self, scores: Tensor, features: Any, region: Tensor | None = None
+    ) -> list[Keypoints]:
         if not self.native_nms:
-            return super().choose(scores, features)
+            return super().choose(scores, features, region)
         size = (scores.shape[-2], scores.shape[-1])
         maps = zip(*(f.split(1) for f in features[1:]))
-        return [self._best(_strict_maxima(*both), size) for both in maps]
+        regions = [None] * len(scores) if region is None else region[:, 0]
+        return [
+            self._best(_strict_maxima(*both), size, where) for both, where in zip(maps, regions)
+        ]
 
     def sample(self, features: Any, i: int, xy: Tensor, size: tuple[int, int]) -> Tensor:
         return _sparse(features[0][i, None], xy, features[1], "bicubic")

@@ -31,7 +31,13 @@ from ..core.registry import DETECTORS
 from ..data.images import ImageError, ImageSet, open_images
 from ..features.extractor import Extractor
 from ..features.factory import make_detector
-from ..features.keypoints import HeatmapDetector, Keypoints, Selection
+from spfpn.features.keypoints import (
+    HeatmapDetector,
+    Keypoints,
+    Selection,
+    choose_in_region,
+    keypoint_region,
+)
 from spfpn.geometry.homography import (
     in_image,
     sample_homography,
@@ -313,7 +319,8 @@ def label_images(
 
     def work(ids: list[str], images: Tensor) -> list[dict[str, Any]]:
         size = dict(height=images.shape[-2], width=images.shape[-1])
-        found = detector.keypoints(heatmaps(ids, images))
+        region = keypoint_region(images)
+        found = choose_in_region(detector.keypoints, (heatmaps(ids, images),), region)
         return [
             dict(id=name, **size, **_point_columns(points), teacher=detector.name)
             for name, points in zip(ids, found)

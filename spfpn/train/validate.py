@@ -15,7 +15,7 @@ from spfpn.evaluate.metrics import (
     repeatability,
 )
 from ..evaluate.repeatability import R1
-from ..features.keypoints import Selection, extract_keypoints
+from ..features.keypoints import Selection, extract_keypoints, keypoint_region
 from ..geometry.homography import sample_homography, warp_image_reflect, warp_points
 from ..labels.labeling import image_generator
 from ..labels.store import row_points
@@ -53,11 +53,12 @@ def _validate_image(
     H = sample_homography(size, image_generator(0, row["id"]))
     views = torch.stack((image, warp_image_reflect(image, H)))
     heatmaps = model.heatmap(views.to(next(model.parameters()).device)).cpu()
-    one, two = extract_keypoints(heatmaps, R1.selection)
+    region = keypoint_region(views)
+    one, two = extract_keypoints(heatmaps, R1.selection, region)
     shared, shared_warped = covisible_keypoints(one, two, H, size, size, R1.keep)
     moved = warp_points(shared.xy, H)
     repeated = (repeatability(moved, shared_warped.xy, epsilon) for epsilon in (3, 1))
-    best = extract_keypoints(heatmaps[:1], VAL_SELECTION)[0].xy
+    best = extract_keypoints(heatmaps, VAL_SELECTION, region)[0].xy
     return *point_precision_recall(best, row_points(row)), *repeated
 
 # %% ../../nbs/train/validate.ipynb #7d1661a6
