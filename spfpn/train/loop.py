@@ -302,7 +302,8 @@ def _finish_epoch(
     better, state.best = result > state.best, max(result, state.best)
     if get_rank() > 0:
         return
-    facts = dict(phase=task.name, step=state.step, epoch=epoch, validation=found, **metadata)
+    facts = dict(phase=task.name, low=task.low, high=task.high, step=state.step, epoch=epoch)
+    facts |= dict(validation=found, **metadata)
     for path in (state.folder.best, state.folder.last) if better else (state.folder.last,):
         save_checkpoint(state.ema_model, path, **facts)
     _save_picture(state, task, epoch)
@@ -340,7 +341,6 @@ def start_training(
     fingerprint = _fingerprint(model, task, options, metadata)
     state = TrainState(model, folder, options.lr, fingerprint, options.schedule).resume()
     model.train()
-    model.low, model.high = task.low, task.high
     if options.freeze_batchnorm:
         freeze_batchnorm(model)
     return state

@@ -19,7 +19,12 @@ from ..core.sections import Phase1Config, Phase2Config
 from ..data.images import open_images
 from ..labels.labeling import make_labels
 from ..labels.store import LabelStore
-from ..models.spfpn import SPFPN, load_checkpoint, resolve_checkpoint
+from spfpn.models.spfpn import (
+    SPFPN,
+    checkpoint_metadata,
+    load_checkpoint,
+    resolve_checkpoint,
+)
 from .loop import FitOptions, TrainingError, batch_rows, fit
 from .losses import bernoulli_kl_loss
 from spfpn.train.tasks import (
@@ -31,10 +36,10 @@ from spfpn.train.tasks import (
 )
 
 # %% auto #0
-__all__ = ['recalibrate_logits', 'train_phase1', 'make_pseudo_labels', 'train_phase2']
+__all__ = ['fit_logits', 'train_phase1', 'make_pseudo_labels', 'train_phase2']
 
 # %% ../../nbs/train/phases.ipynb #528587b1
-def recalibrate_logits(
+def fit_logits(
     model: SPFPN,  # in eval mode; changed in place
     images: Tensor,  # [B, 1, H, W]
     masks: Tensor,  # [B, 1, H, W], strictly between 0 and 1
@@ -91,9 +96,9 @@ def _dataset(config: Config, store: str | os.PathLike[str]) -> KeypointDataset:
 
 def _load_blob_student(start: str | Path) -> SPFPN:
     "Load a checkpoint that was trained on blobs from 0. Raises `CheckpointError`, `TrainingError`."
-    model = load_checkpoint(resolve_checkpoint(start))
-    if model.low:
-        what = f"has the background {model.low} of a phase 2 on pairs"
+    model, low = load_checkpoint(start), checkpoint_metadata(start).get("low", 0)
+    if low:
+        what = f"has the background {low} of a phase 2 on pairs"
         raise TrainingError(f"{start}: {what}. Begin with a checkpoint of phase 1")
     return model
 
@@ -169,7 +174,7 @@ def train_phase2(
         task = ConsistencyTask(_dataset(config, store), config)
         generator = torch.Generator().manual_seed(options.seed)
         first = task.batch(batch_rows(task, 0, options), generator)
-        recalibrate_logits(model, first["images"], first["masks"])
+        fit_logits(model, first["images"], first["masks"])
     metadata = _metadata(config, start)
     with folder_lock(folder):
         return fit(model, task, folder, options, metadata=metadata, progress=progress)

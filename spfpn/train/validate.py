@@ -16,6 +16,7 @@ from spfpn.evaluate.metrics import (
 )
 from ..evaluate.repeatability import R1
 from ..features.keypoints import Selection, extract_keypoints, keypoint_region
+from ..features.student import calibrate_scores
 from ..geometry.homography import sample_homography, warp_image_reflect, warp_points
 from ..labels.labeling import image_generator
 from ..labels.store import row_points
@@ -64,7 +65,7 @@ def _validate_image(
 # %% ../../nbs/train/validate.ipynb #7d1661a6
 @torch.no_grad()
 def validate(
-    model: SPFPN,  # in training mode again afterwards if it was
+    model: SPFPN,  # calibrated here; in training mode again afterwards if it was
     task: Task,
     batch_size: int,  # rows that the loss sees at once
     max_rows: int = 96,  # held-back rows that are measured
@@ -82,7 +83,7 @@ def validate(
 
     training = model.training
     model.eval()
-    model.low, model.high = task.low, task.high
+    calibrate_scores(model)
     losses = map_ranks(loss_at, range(0, len(rows), batch_size))
     means = torch.tensor(map_ranks(metrics_of, rows), dtype=torch.float64).mean(0).tolist()
     model.train(training)
