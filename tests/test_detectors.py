@@ -191,14 +191,14 @@ def test_descriptors_and_matchers_in_a_file(mine):
 def test_a_descriptor_of_another_shape_is_refused(tmp_path):
     (tmp_path / "bad.py").write_text("def describe(image, xy):\n    return xy[:1]\n")
     points = Keypoints(torch.ones(3, 2), torch.ones(3))
-    with pytest.raises(ValueError, match=r"gave \[1, 2\]; expected \[3, D\]"):
+    with pytest.raises(ValueError, match=r"returned \[1, 2\]; expected \[3, D\]"):
         describe_keypoints(f"{tmp_path}/bad.py", photo()[0], points)
 
 
 def test_a_response_of_another_shape_is_refused():
     from spfpn.features.classical import ResponseDetector
 
-    with pytest.raises(ValueError, match="'half' gave an array of shape"):
+    with pytest.raises(ValueError, match="'half' returned an array of shape"):
         ResponseDetector("half", lambda image: image[::2]).detect(photo())
     with pytest.raises(ValueError, match="not finite"):
         PointDetector("lost", lambda image: [(float("nan"), 1)]).detect(photo())

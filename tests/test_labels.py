@@ -274,7 +274,7 @@ def losses(tmp_path):
         ("each", r"returned the shape \[2\], and must return one finite number"),
         ("infinite", "returned inf, and must return one finite number"),
         ("constant", "which no logit has a gradient of"),
-        ("broken", "failed on two maps .*AttributeError: .*nothing"),
+        ("broken", "two maps .*failed: AttributeError: .*nothing"),
         ("square", "did you mean 'squares'?"),
     ],
 )

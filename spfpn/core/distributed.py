@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['is_distributed', 'DeviceError', 'pick_device', 'get_rank', 'get_world_size', 'all_gather', 'broadcast', 'map_ranks',
-           'all_reduce_mean', 'main_first', 'torch_threads']
+           'all_reduce_mean', 'main_first', 'torch_threads', 'detector_tensors']
 
 # %% ../../nbs/core/distributed.ipynb #9ada52a1
 def is_distributed() -> bool:
@@ -176,3 +176,75 @@ def torch_threads(
     finally:
         if before:
             _set_own_threads(before)
+
+# %% ../../nbs/core/distributed.ipynb #9b5a0d46
+_opencv_threads: list[int] = []  # their number, while a copy is being made
+
+
+def _before_fork() -> None:
+    "End OpenCV's threads."
+    if cv2 := sys.modules.get("cv2"):
+        _opencv_threads.append(cv2.getNumThreads())
+        cv2.setNumThreads(1)
+
+
+def _after_fork() -> None:
+    "Let OpenCV start threads again."
+    if _opencv_threads:
+        sys.modules["cv2"].setNumThreads(_opencv_threads.pop())
+
+
+def _in_the_copy() -> None:
+    "Let a copy of this process do without the threads and the locks that it lacks."
+    global _thread_numbers, _settings
+    _thread_numbers, _settings = threading.Lock(), threading.Lock()
+    _after_fork()
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_the_copy
+    )
+
+# %% ../../nbs/core/distributed.ipynb #d7076dc5
+_settings = threading.Lock()
+_blocks: list[torch.dtype] = []  # the program's default type, once for each open block
+
+
+def _enter_float32() -> bool:
+    "Make float32 the default type; say whether `_leave_float32` must follow."
+    import torch
+
+    with _settings:
+        dtype = _blocks[0] if _blocks else torch.get_default_dtype()
+        if dtype is torch.float32:
+            return False
+        _blocks.append(dtype)
+        torch.set_default_dtype(torch.float32)
+    return True
+
+
+def _leave_float32() -> None:
+    import torch
+
+    with _settings:
+        dtype = _blocks.pop()
+        if not _blocks:
+            torch.set_default_dtype(dtype)
+
+# %% ../../nbs/core/distributed.ipynb #888bfd5d
+@contextmanager
+def detector_tensors() -> Iterator[None]:
+    "Make new tensors float32, on the CPU and without gradients in this block; also a decorator."
+    import torch
+
+    changed = _enter_float32()
+    on_cpu = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    try:
+        with torch.no_grad(), on_cpu:
+            yield
+    finally:
+        if changed:
+            _leave_float32()

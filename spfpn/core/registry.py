@@ -14,8 +14,8 @@ import pkgutil
 import re
 import sys
 import traceback
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -26,7 +26,8 @@ from .files import project_root, user_path
 
 # %% auto #0
 __all__ = ['DETECTORS', 'DESCRIPTORS', 'BACKBONES', 'HEADS', 'KEYPOINT_LOSSES', 'CONSISTENCY_LOSSES', 'MATCHERS', 'PROTOCOLS',
-           'ESTIMATORS', 'REGISTRIES', 'Entry', 'UnknownName', 'Registry', 'parse_detector_spec', 'import_extra']
+           'ESTIMATORS', 'REGISTRIES', 'Entry', 'UnknownName', 'describe_value', 'UserCodeError', 'call_user_code',
+           'Registry', 'parse_detector_spec', 'import_extra']
 
 # %% ../../nbs/core/registry.ipynb #7993f228
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class _Names:
 
 # %% ../../nbs/core/registry.ipynb #48a9b194
 _loaded: dict[Path, tuple[bytes, ModuleType]] = {}
+__path__: list[str] = []  # modules of files are submodules of this one
 
 
 class _FileLoader(importlib.machinery.SourceFileLoader):
@@ -114,18 +116,45 @@ class _FileLoader(importlib.machinery.SourceFileLoader):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
+def _module_name(path: Path) -> str:
+    "Write a path as the name of a module, which `_FileFinder` reads."
+    signs = (chr(b) if chr(b).isalnum() and b < 128 else f"_{b:02x}" for b in os.fsencode(path))
+    return f"spfpn.core.registry.{''.join(signs)}"
+
+
+class _FileFinder:
+    "Finds the file of a module by its name, in any process."
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Any = None, target: Any = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        "Return the spec of a file's module; None for any other module."
+        parent, _, signs = name.rpartition(".")
+        if parent != "spfpn.core.registry":
+            return None
+        file = re.sub(rb"_([0-9a-f]{2})", lambda m: bytes([int(m[1], 16)]), signs.encode())
+        where = os.fsdecode(file)
+        return importlib.util.spec_from_file_location(name, where, loader=_FileLoader(name, where))
+
+
+sys.meta_path[:] = [f for f in sys.meta_path if getattr(f, "__name__", "") != "_FileFinder"]
+sys.meta_path.append(_FileFinder)
+
+# %% ../../nbs/core/registry.ipynb #685c075e
 def _run_file(path: Path) -> ModuleType:
     "Run the file at `path` as a module, unless it ran before and has not changed since."
     source = path.read_bytes()
     if path in _loaded and _loaded[path][0] == source:
         return _loaded[path][1]
-    name = f"{path.stem}_{zlib.crc32(os.fsencode(path)):08x}"
-    loader = _FileLoader(name, str(path))
-    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look for the module of a class here
-    loader.exec_module(module)
+    name = _module_name(path)
+    old = sys.modules.pop(name, None)
+    try:
+        module = importlib.import_module(name)
+    except BaseException:
+        if old:
+            sys.modules[name] = old
+        raise
     _loaded[path] = source, module
     return module
 
@@ -153,6 +182,47 @@ def _nearest(name: str, known: list[str]) -> str:
     lower = {other.lower(): other for other in known}
     found = difflib.get_close_matches(name.lower(), lower, n=1)
     return f": did you mean {lower[found[0]]!r}?" if found else ""
+
+# %% ../../nbs/core/registry.ipynb #32318f53
+def describe_value(value: Any) -> str:
+    "Say in a few words what a function returned."
+    if value is None:
+        return "None"
+    kind = type(value).__name__
+    if hasattr(value, "shape"):
+        return f"an object of type {kind} and shape {list(value.shape)}"
+    size = f" of length {len(value)}" if hasattr(type(value), "__len__") else ""
+    return f"an object of type {kind}{size}"
+
+
+class UserCodeError(ValueError):
+    "A function of the user's failed; the message names it, its file and the line."
+
+
+def _is_own_frame(frame: traceback.FrameSummary) -> bool:
+    package = importlib.import_module("spfpn").__file__ or ""
+    return Path(package).parent in Path(frame.filename).parents
+
+
+def call_user_code(
+    about: str,  # what the function is, such as "detector 'dog.py'"
+    function: Callable[..., Any],
+    *arguments: Any,
+    **options: Any,
+) -> Any:
+    "Call a function that a user may have written. Raises `UserCodeError` when it fails."
+    try:
+        return function(*arguments, **options)
+    except Exception as error:
+        called = traceback.extract_tb(error.__traceback__)[1:]
+        exhausted = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if exhausted or not called or _is_own_frame(called[0]):
+            raise
+        users = [f for f in called if not _is_own_frame(f) and "site-packages" not in f.filename]
+        last = (users or called)[-1]
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        where = f"{last.filename}, line {last.lineno}, in {last.name}"
+        raise UserCodeError(f"{about} failed: {text} ({where})") from error
 
 # %% ../../nbs/core/registry.ipynb #0f84ef6a
 class Registry(_Names):
@@ -291,13 +361,31 @@ def _at_scales(spec: str) -> Entry | None:
 DETECTORS.resolvers["NAME@1+1.5"] = _at_scales
 
 # %% ../../nbs/core/registry.ipynb #330d3be4
+@contextmanager
+def _no_telemetry() -> Iterator[None]:
+    "Let what is imported in this block report to nobody."
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    name = "openvino_telemetry"
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            sys.modules.pop(name, None)
+
+
 def import_extra(
     extra: str,  # the name of the extra in pyproject.toml, such as "openvino"
     *modules: str,  # what to import
 ) -> list[ModuleType]:
-    "Import the modules of an extra. Raises ImportError with the command that installs it."
+    """Import the modules of an extra, which then report their use to nobody.
+
+    Raises ImportError with the command that installs it."""
     try:
-        return [importlib.import_module(module) for module in modules]
+        with _no_telemetry():
+            return [importlib.import_module(module) for module in modules]
     except ImportError as error:
         raise ImportError(
             f"{error.name or modules[0]} is not installed: pip install 'spfpn[{extra}]', "

@@ -13,22 +13,22 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.registry import DETECTORS
+from ..core.distributed import detector_tensors
+from ..core.registry import DETECTORS, call_user_code
 from ..data.images import gray_arrays
 from spfpn.features.keypoints import (
     HeatmapDetector,
     Keypoints,
     Selection,
-    keypoint_region,
+    detector_repr,
+    returned_array,
     select_keypoints,
 )
-from ..geometry.homography import in_image
 
 # %% auto #0
-__all__ = ['harris_response', 'ResponseDetector', 'PointDetector', 'SIFT']
+__all__ = ['harris_response', 'ResponseDetector', 'PointDetector']
 
 # %% ../../nbs/features/classical.ipynb #74044edd
 _VERSION = f"opencv {cv2.__version__}, numpy {np.__version__}"
@@ -49,8 +49,6 @@ def _shi_tomasi_response(image: np.ndarray) -> np.ndarray:
 class ResponseDetector(HeatmapDetector):
     "Detect keypoints with a function that scores every pixel of a gray float32 image [H, W]."
 
-    bytes_per_pixel = 50  # of memory, by `tools/memory.py`
-
     def __init__(
         self,
         name: str,
@@ -67,12 +65,13 @@ class ResponseDetector(HeatmapDetector):
         return torch.from_numpy(np.stack(maps))[:, None]
 
     def _scores(self, image: np.ndarray) -> np.ndarray:
-        found = np.asarray(self.response(image.copy()), np.float32)
+        about, wanted = f"detector {self.name!r}", f"scores of the image's shape, {image.shape}"
+        given = call_user_code(about, self.response, image.copy())
+        found = returned_array(about, given, wanted).astype(np.float32)
         if found.shape != image.shape:
-            wanted = f"expected scores of the image's shape, {image.shape}"
-            raise ValueError(
-                f"detector {self.name!r} gave an array of shape {found.shape}; {wanted}"
-            )
+            raise ValueError(f"{about} returned an array of shape {found.shape}; expected {wanted}")
+        if np.isnan(found).any() or found.max(initial=0) == np.inf:
+            raise ValueError(f"{about} returned scores that are not finite")
         return found
 
 # %% ../../nbs/features/classical.ipynb #058a089e
@@ -88,6 +87,7 @@ def _fast_points(image: np.ndarray) -> np.ndarray:
     return _opencv_points(image, cv2.FastFeatureDetector.create(10))
 
 
+@DETECTORS.register("sift", standard=True, version=_VERSION)
 def _sift_points(image: np.ndarray) -> np.ndarray:
     "Find SIFT's points (x, y, score) in an image [H, W], weak ones too."
     return _opencv_points(image, cv2.SIFT.create(contrastThreshold=0))
@@ -104,62 +104,55 @@ def _random_points(
     return np.column_stack((rng.random((n, 2)) * (w - 1, h - 1), rng.random(n)))
 
 # %% ../../nbs/features/classical.ipynb #be3380a8
+_POINTS = "points [N, 2] (x, y), points [N, 3] (x, y, score), or a list of cv2.KeyPoint"
+
+
+def _from_opencv(given: Any) -> Any:
+    "Turn a list of `cv2.KeyPoint` into points [N, 3], without their responses if these are all 0."
+    if not isinstance(given, (list, tuple)) or not given:
+        return given
+    if not all(isinstance(point, cv2.KeyPoint) for point in given):
+        return given
+    scored = any(point.response for point in given)
+    return [(*point.pt, point.response) if scored else point.pt for point in given]
+
+
 def _checked(name: str, given: Any) -> Tensor:
     "Return points with scores, float32 [N, 3]. Raises ValueError for anything else."
-    found = np.asarray(given, np.float64)
+    about = f"detector {name!r}"
+    found = returned_array(about, _from_opencv(given), _POINTS).astype(np.float64)
     found = found if found.size else found.reshape(0, 2)
+    if found.ndim == 3 and found.shape[1] == 1:  # as OpenCV lists points
+        found = found[:, 0]
     if found.ndim != 2 or found.shape[1] not in (2, 3):
-        wanted = "expected points [N, 2] (x, y) or [N, 3] (x, y, score)"
-        raise ValueError(f"detector {name!r} gave an array of shape {found.shape}; {wanted}")
-    if not np.isfinite(found).all():
-        raise ValueError(f"detector {name!r} gave points or scores that are not finite")
+        raise ValueError(f"{about} returned an array of shape {found.shape}; expected {_POINTS}")
     if found.shape[1] == 2:
         found = np.column_stack((found, np.arange(len(found), 0, -1)))
-    return torch.from_numpy(found.astype(np.float32))
+    with np.errstate(over="ignore"):
+        found = found.astype(np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{about} returned points or scores that are not finite")
+    return torch.from_numpy(found)
 
-
-@dataclass(eq=False)
+# %% ../../nbs/features/classical.ipynb #90aadbbf
+@dataclass(eq=False, repr=False)
 class PointDetector:
     "Detect keypoints with a function that lists the points of a gray float32 image [H, W]."
-
-    bytes_per_pixel = 50  # of memory, by `tools/memory.py`; a tag of the function may say more
 
     name: str
     points: Callable[[np.ndarray], Any]  # gives [N, 2] (x, y), best first, or [N, 3] with scores
     selection: Selection = Selection()
     version: str = ""
 
-    def detect(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
+    __repr__ = detector_repr
+
+    @detector_tensors()
+    def detect(self, images: Tensor) -> list[Keypoints]:
         "Find the keypoints of images [B, C, H, W] in [0, 1]. Raises ValueError for bad points."
-        region = keypoint_region(images, mask, self.selection.border)
-        regions = [None] * len(images) if region is None else region[:, 0]
-        return [self._select(*one) for one in zip(gray_arrays(images), regions)]
+        return [self._select(image) for image in gray_arrays(images)]
 
-    def _select(self, image: np.ndarray, region: Tensor | None) -> Keypoints:
-        found = _checked(self.name, self.points(image.copy()))
+    def _select(self, image: np.ndarray) -> Keypoints:
+        given = call_user_code(f"detector {self.name!r}", self.points, image.copy())
+        found = _checked(self.name, given)
         points = Keypoints(found[:, :2], found[:, 2])
-        size = (image.shape[0], image.shape[1])
-        return select_keypoints(points, size, self.selection, region)
-
-# %% ../../nbs/features/classical.ipynb #4cb4226e
-@DETECTORS.register("sift", standard=True)
-class SIFT(PointDetector):
-    "SIFT, with 128-D RootSIFT descriptors of its own points."
-
-    def __init__(self, selection: Selection = Selection(), device: Any = "cpu"):
-        super().__init__("sift", _sift_points, selection, _VERSION)
-
-    def detect_and_describe(self, images: Tensor) -> list[Keypoints]:
-        "Find SIFT's own choice of points, described, in images [B, C, H, W]; best first."
-        return [self._described(image) for image in gray_arrays(images)]
-
-    def _described(self, image: np.ndarray) -> Keypoints:
-        pixels = np.round(image * 255).astype(np.uint8)
-        points, histograms = cv2.SIFT.create().detectAndCompute(pixels, None)
-        xy = torch.tensor([p.pt for p in points], dtype=torch.float32).reshape(-1, 2)
-        scores = torch.tensor([p.response for p in points], dtype=torch.float32)
-        found = np.zeros((0, 128), np.float32) if histograms is None else histograms
-        roots = F.normalize(torch.from_numpy(found), p=1, dim=1).sqrt()
-        kept = in_image(xy, image.shape, self.selection.border)
-        kept &= scores > self.selection.threshold
-        return Keypoints(xy, scores, roots).select(kept).top(self.selection.max_keypoints)
+        return select_keypoints(points, (image.shape[0], image.shape[1]), self.selection)

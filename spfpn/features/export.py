@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx.experimental import _config as symbols
 
+from ..core.distributed import detector_tensors
 from ..core.files import atomic_write, content_digest
 from ..core.registry import import_extra
 from ..data.images import TEST_SAMPLES, sample_images, to_gray
@@ -294,6 +296,7 @@ def _export(model: Any, runtime: Runtime, selection: Selection | None = None) ->
     return files
 
 # %% ../../nbs/features/export.ipynb #ex19
+@detector_tensors()
 def export_student(
     name: str | Path,  # a checkpoint, or a bundled student
     format: str = "onnx",  # one of `RUNTIMES` except openvino-bf16
@@ -315,6 +318,7 @@ def export_student(
     return path
 
 # %% ../../nbs/features/export.ipynb #ex22
+@detector_tensors()
 def make_runner(
     model: Any,  # a student, or another module with a method `heatmap`
     runtime: str,  # one of `RUNTIMES`
@@ -325,9 +329,8 @@ def make_runner(
     return found.run(_export(model, found), size)
 
 
-def _read(path: Path, runtime: Runtime, size: _Size) -> _Run:
-    "Return what runs the exported file at `path`. Raises ValueError for a damaged one."
-    files = {suffix: path.with_suffix(suffix).read_bytes() for suffix in runtime.suffixes}
+def _open(path: Path, files: _Files, runtime: Runtime, size: _Size) -> _Run:
+    "Return what runs the exported files at `path`. Raises ValueError for damaged ones."
     try:
         return runtime.run(files, size)
     except (ImportError, OSError):
@@ -343,10 +346,12 @@ class RuntimeDetector(HeatmapDetector):
     """A student whose network runs in another runtime, on the CPU.
 
     Raises ImportError without the format's extra, `ExportError` and `CheckpointError` for a
-    student, ValueError for a damaged file, and for images of another size than `size`."""
+    student, ValueError for a damaged file, and for images of another size than `size`.
+    A session of a runtime belongs to its process, so each process starts its own."""
 
     always_subpixel = True  # as a student's
 
+    @detector_tensors()
     def __init__(
         self,
         path_or_name: str | Path,  # an exported file, a checkpoint, or a bundled student
@@ -357,16 +362,26 @@ class RuntimeDetector(HeatmapDetector):
         super().__init__(selection)
         found, path = _find_runtime(runtime), resolve_checkpoint(path_or_name)
         exported = path.suffix in found.suffixes
-        self.threads, self.size = found.threads, size and tuple(size)
-        if exported:
-            self.run = _read(path, found, size)
-        else:
-            self.run = make_runner(load_checkpoint(path), runtime, size)
+        self.runtime, self.threads, self.size = runtime, found.threads, size and tuple(size)
         weights = [path.with_suffix(end) for end in found.suffixes] if exported else [path]
+        if exported:
+            self.files = {file.suffix: file.read_bytes() for file in weights}
+            self.run = _open(path, self.files, found, size)
+        else:
+            self.files = _export(load_checkpoint(path), found)
+            self.run = found.run(self.files, size)
+        self.process = os.getpid()
         self.name = f"{path.stem} ({runtime})"
         self.version = " ".join(map(str, (content_digest(*weights), runtime, *(size or ()))))
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"run": None, "process": 0}
+
     def heatmap(self, images: Tensor) -> Tensor:
+        "Score images [B, C, H, W]: [B, 1, H, W]."
+        if self.process != os.getpid():
+            self.run = _find_runtime(self.runtime).run(self.files, self.size)
+            self.process = os.getpid()
         if self.size not in (None, images.shape[-2:]):
             made, given = ("×".join(map(str, s)) for s in (self.size or (), images.shape[-2:]))
             raise ValueError(f"{self.name} was made for images of {made}, this one has {given}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from ..core.distributed import all_reduce_mean, get_world_size
-from ..core.registry import CONSISTENCY_LOSSES, KEYPOINT_LOSSES, Registry
+from ..core.registry import CONSISTENCY_LOSSES, KEYPOINT_LOSSES, Registry, call_user_code
 from ..geometry.homography import valid_mask, warp_image
 
 # %% auto #0
@@ -177,11 +177,7 @@ def kl_consistency(pair: ViewPair, temperature: float = 1.0, target: str = "soft
 def _probe(registry: Registry, name: str, *arguments: Any) -> Callable[..., Tensor]:
     "Return the loss of that name once it has worked. Raises ValueError with what it returned."
     loss, about = registry.get(name), f"{registry.kind} {name!r}"
-    try:
-        value = loss(*arguments)
-    except Exception as error:
-        what = f"failed on two maps of 64×64 pixels ({type(error).__name__}: {error})"
-        raise ValueError(f"{about}: {what}") from error
+    value = call_user_code(f"{about}, on two maps of 64×64 pixels,", loss, *arguments)
     if not isinstance(value, Tensor):
         raise ValueError(f"{about}: returned {value!r}, and must return a scalar tensor")
     if value.shape != () or not value.is_floating_point() or not value.isfinite():
