@@ -47,6 +47,42 @@ def test_batches_color_and_blank_images(name):
     assert nothing.xy.shape[1:] == (2,) and (name == "random" or len(nothing) == 0)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 7), (40, 33), (64, 96)])
+@pytest.mark.parametrize("native_nms", [True, False])
+def test_edgepoint2_takes_an_image_of_any_size(size, native_nms):
+    from spfpn.features.edgepoint2 import EdgePoint2
+
+    images = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    options = dict(pretrained=False, native_nms=native_nms)
+    peer = EdgePoint2("edgepoint2-s64", Selection(border=0), **options)
+    assert peer.heatmap(images).shape == images.shape
+    for points in peer.detect_and_describe(images.expand(2, 3, *size)):
+        assert (points.xy >= 0).all()
+        assert (points.xy <= torch.tensor([size[1], size[0]]) - 1).all()
+        assert points.descriptors.shape == (len(points), 64)
+
+
+def test_sift_describes_its_own_choice_of_points():
+    selection = Selection(max_keypoints=40, nms_radius=8, border=6)
+    sift = make_detector("sift", selection)
+    (own,), (spread,) = sift.detect_and_describe(photo()), sift.detect(photo())
+    assert len(own) == 40 > len(spread) and own.descriptors.shape == (40, 128)
+    assert torch.allclose(own.descriptors.norm(dim=1), torch.ones(40), atol=1e-5)
+    assert (own.xy >= 6).all() and (own.scores[:-1] >= own.scores[1:]).all()
+    assert torch.pdist(own.xy, p=torch.inf).min() < 8, "its own spacing"
+
+
+def test_superpoints_own_spacing_is_its_authors(monkeypatch):
+    from spfpn.features.teachers import SuperPoint
+
+    torch.manual_seed(0)
+    for radius, native, apart in ((2, True, 5), (2, False, 3), (6, True, 7)):
+        options = dict(pretrained=False, native_nms=native)
+        peer = SuperPoint(Selection(nms_radius=radius), **options)
+        (found,) = peer.detect_and_describe(photo())
+        assert torch.pdist(found.xy, p=torch.inf).min() == apart
+
+
 def test_harris_finds_the_corner_of_a_square():
     image = torch.zeros(1, 1, 64, 64)
     image[..., 20:44, 24:40] = 1
@@ -84,6 +120,7 @@ def test_the_detectors_that_all_means():
     standard = ["aliked", "disk", "fast", "harris", "shi", "sift", "superpoint"]
     assert DETECTORS.names(standard=True) == standard
     extractors = {"aliked", "disk", "superpoint", "superpoint-open", "xfeat"}
+    extractors |= {f"edgepoint2-{size}" for size in ("t32", "s64", "e64")}
     assert extractors <= set(DETECTORS.names(extractor=True))
     assert DETECTORS.names(student=True) == ["spfpn-l", "spfpn-s"]
 

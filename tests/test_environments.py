@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import socketserver
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import pytest
 import torch
 
 from spfpn.core.files import project_root
-from spfpn.core.registry import import_extra
 from spfpn.features.export import RuntimeDetector
 from spfpn.features.factory import load, make_detector
 from spfpn.features.keypoints import Keypoints, Selection
@@ -256,16 +254,18 @@ def test_a_user_without_a_home_and_a_name():
 
 
 def test_the_workbook_runs_in_its_own_python(tmp_path, monkeypatch, write_notebook):
+    from spfpn.apps.workbook import run_workbook
     from spfpn.core.config import Config
     from spfpn.core.runs import RunFolder
-    from spfpn.apps.workbook import run_workbook
 
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
     spec = dict(argv=["/no/such/python", "-m", "x"], display_name="other", language="python")
     (kernel / "kernel.json").write_text(json.dumps(spec))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
-    where = "import sys\nfrom pathlib import Path\n(Path(run) / 'python').write_text(sys.executable)"
+    where = (
+        "import sys\nfrom pathlib import Path\n(Path(run) / 'python').write_text(sys.executable)"
+    )
     write_notebook(tmp_path / "nbs" / "01_where.ipynb", "run = profile = ''\noverrides = {}", where)
     run = run_workbook(Config(), RunFolder(tmp_path / "run"), notebooks=tmp_path / "nbs")
     assert (run.path / "python").read_text() == sys.executable

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from spfpn.core.files import WeightsError, _show_license, load_weights
 from spfpn.data.images import sample_images
+from spfpn.features.edgepoint2 import EDGEPOINT2_WEIGHTS, EdgePoint2
 from spfpn.features.factory import make_detector
 from spfpn.features.keypoints import Keypoints, Selection
 from spfpn.features.teachers import (
@@ -119,23 +120,48 @@ def test_superpoints_lightglue_runs_from_its_file(hub):
     assert len(matcher.match(points, nothing, (60, 60), (60, 60))) == 0
 
 
-def test_xfeat_runs_from_its_file(hub, tmp_path):
+def test_xfeat_runs_from_the_authors_file_or_one_beside_it(hub, tmp_path, monkeypatch):
     from kornia.feature import XFeatModel
 
     net = XFeatModel()
     torch.save(net.state_dict(), hub / XFEAT_WEIGHTS.place)
+    with pytest.raises(WeightsError, match="its sha256 is"):
+        make_detector("xfeat")
+    tensors = {k: v for k, v in net.state_dict().items() if "fine_matcher" not in k}
+    save_file(tensors, hub / "xfeat.safetensors")
     one = make_detector("xfeat", Selection(30))
-    save_file(
-        {k: v for k, v in net.state_dict().items() if "fine_matcher" not in k},
-        tmp_path / "xfeat.safetensors",
-    )
-    two = XFeat(Selection(30), path=tmp_path / "xfeat.safetensors")
+    save_file(tensors, tmp_path / "elsewhere.safetensors")
+    two = XFeat(Selection(30), path=tmp_path / "elsewhere.safetensors")
     found = one.detect_and_describe(torch.rand(1, 1, 67, 90))[0]
     assert len(found) == 30 and found.descriptors.shape == (30, 64)
     assert one.version == two.version != XFeat(pretrained=False).version
-    torch.save(_MagicLeapNet().state_dict(), hub / XFEAT_WEIGHTS.place)
+    save_file(_MagicLeapNet().state_dict(), hub / "xfeat.safetensors")
     with pytest.raises(WeightsError, match="not the weights of xfeat"):
         make_detector("xfeat")
+
+
+@pytest.mark.parametrize("name", EDGEPOINT2_WEIGHTS)
+def test_another_file_is_not_taken_for_edgepoint2s(hub, name):
+    torch.manual_seed(0)
+    torch.save(EdgePoint2(name, pretrained=False).net.state_dict(), EDGEPOINT2_WEIGHTS[name].path)
+    with pytest.raises(WeightsError, match="its sha256 is") as error:
+        make_detector(name)
+    weights = EDGEPOINT2_WEIGHTS[name]
+    assert all(fact in str(error.value) for fact in (weights.address, weights.license))
+
+
+@pytest.mark.skipif(
+    not EDGEPOINT2_WEIGHTS["edgepoint2-t32"].path.is_file(),
+    reason="EdgePoint2's weights are not here",
+)
+def test_edgepoint2_matches_a_photograph_with_its_half_as_bright_copy():
+    image = sample_images(("coffee.png",)).load(0, (450, 610))[0][None]
+    peer = make_detector("edgepoint2-t32", Selection(500))
+    one, two = peer.detect_and_describe(torch.cat((image, image / 2)))
+    assert (torch.cdist(one.xy, two.xy).amin(1) < 0.1).float().mean() > 0.99
+    similarity = one.descriptors @ two.descriptors.T
+    near = (one.xy - two.xy[similarity.argmax(1)]).norm(dim=1) < 1
+    assert near.float().mean() > 0.98
 
 
 @pytest.mark.skipif(not XFEAT_WEIGHTS.path.is_file(), reason="XFeat's weights are not here")

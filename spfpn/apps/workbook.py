@@ -10,15 +10,18 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
 from rich.console import Console
 
+from .duration import TWO_OR_MORE, in_minutes
 from ..core.config import Config
 from ..core.distributed import is_distributed
-from ..core.files import content_digest, project_root
+from ..core.files import checkout_dir, content_digest, printable_path, project_root
 from ..core.runs import RunFolder, utc_now
 from ..core.sections import KEYS
 from ..data.images import ImageError, open_images
@@ -52,13 +55,16 @@ def step_keys(step: str) -> list[str]:
 
 # %% ../../nbs/apps/workbook.ipynb #dfad716a
 def workbook_notebooks(folder: Path | None = None) -> list[Path]:
-    "List the workbook's notebooks in order. Raises `WorkbookError` where there is no checkout."
-    folder = folder or project_root() / "nbs" / "workbook"
-    found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
-    if not found:
+    """List the workbook's notebooks in order: those here, else those of this package's checkout.
+
+    Raises `WorkbookError` where there are none."""
+    roots = [root for root in (project_root(), checkout_dir()) if root]
+    places = [folder] if folder else [root / "nbs" / "workbook" for root in roots]
+    found = [sorted(place.glob("[0-9][0-9]_*.ipynb")) for place in places]
+    if not any(found):
         todo = "`spfpn run` executes the notebooks of a checkout: clone the repository"
-        raise WorkbookError(f"{folder}: no notebooks there. {todo} and run it inside")
-    return found
+        raise WorkbookError(f"{places[0]}: no notebooks there. {todo} and run it inside")
+    return next(filter(None, found))
 
 
 def _code_cells(notebook: Path) -> list[Any]:
@@ -98,11 +104,16 @@ class _Step(NamedTuple):
 
 
 def _photographs_digest(config: Config) -> str:
-    "Hash the names and sizes of the photographs; empty without any, which the first step reports."
+    """Hash the names and sizes of the photographs; empty without any, which the first step reports.
+
+    Raises `WorkbookError` for a single one."""
     try:
         images = open_images(config.data.images, config.data.limit)
     except ImageError:
         return ""
+    if len(images) == 1:
+        what = f"{config.data.images}: one photograph with data.limit={config.data.limit}"
+        raise WorkbookError(f"{what}. A run needs two or more: {TWO_OR_MORE}")
     files = zip(images.ids, images.paths)
     return content_digest("\0".join(f"{name}:{path.stat().st_size}" for name, path in files))
 
@@ -147,6 +158,17 @@ _PAPERMILL = dict(
 )
 
 
+@contextmanager
+def _kernels_start_in(folder: Path) -> Iterator[None]:
+    "Let relative paths in a notebook start from a folder, wherever the notebook lies."
+    before = os.environ.get("SPFPN_ROOT", "")
+    os.environ["SPFPN_ROOT"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ["SPFPN_ROOT"] = before
+
+
 def _own_kernel() -> Any:
     "Return a kernel manager for this Python, whatever `python3` means on $JUPYTER_PATH."
     from ipykernel.kernelspec import RESOURCES, get_kernel_dict
@@ -169,7 +191,8 @@ def _execute(notebook: Path, copy: Path, parameters: dict[str, Any]) -> None:
     os.environ.setdefault("TQDM_MININTERVAL", "1")  # seconds; the kernel inherits it
     options = _PAPERMILL | dict(stdout_file=sys.stdout, stderr_file=sys.stderr, km=_own_kernel())
     try:
-        papermill.execute_notebook(_literal(notebook), _literal(copy), parameters, **options)
+        with _kernels_start_in(project_root()):
+            papermill.execute_notebook(_literal(notebook), _literal(copy), parameters, **options)
     except PapermillExecutionError as error:
         raise _failure(notebook, copy, error.source, f"{error.ename}: {error.evalue}") from None
     except DeadKernelError:
@@ -177,7 +200,19 @@ def _execute(notebook: Path, copy: Path, parameters: dict[str, Any]) -> None:
         raise WorkbookError(f"{notebook.name}: {why}.\nExecuted copy: {copy}") from None
 
 # %% ../../nbs/apps/workbook.ipynb #2ad5e5bb
-_say = Console(soft_wrap=True, highlight=False).print
+_say = Console(soft_wrap=True, highlight=False, markup=False, emoji=False).print
+
+
+def _time_left(run: RunFolder, steps: list[_Step]) -> str:
+    "Say how long the steps take, by what the first step expected and what earlier ones took."
+    facts = run.read()
+    expected, entries = facts.get("expected", {}), facts.get("notebooks", {})
+    took = {name: entries.get(name, {}).get("seconds") for name in expected}
+    done = [name for name in expected if took[name] and entries[name]["finished"]]
+    known = sum(expected[name] for name in done)
+    ratio = sum(took[name] for name in done) / known if known else 1
+    left = ratio * sum(expected.get(step.notebook.stem, 0) for step in steps)
+    return f"  {in_minutes(left)} left" if left else ""
 
 
 def _run_step(run: RunFolder, step: _Step, photographs: str) -> None:
@@ -199,8 +234,9 @@ def _run_steps(run: RunFolder, config: Config, steps: list[_Step], photographs: 
     if any(todo):
         run.record("run", **run.provenance(config), started=utc_now(), finished=None)
     for number, (step, needed) in enumerate(zip(steps, todo), 1):
-        done = "" if needed else "  done earlier"
-        _say(f"[bold]{number}/{len(steps)} {step.notebook.stem}[/]{done}")
+        still = [step for step, waits in zip(steps[number - 1 :], todo[number - 1 :]) if waits]
+        done = _time_left(run, still) if needed else "  done earlier"
+        _say(f"{number}/{len(steps)} {step.notebook.stem}{done}", style="bold" if needed else None)
         if needed:
             _run_step(run, step, photographs)
     if any(todo):
@@ -225,5 +261,5 @@ def run_workbook(
     steps = _plan_steps(found, config, photographs)
     with run.lock():
         _run_steps(run, config, steps, photographs)
-    _say(f"\nThe run lies in {run}", markup=False)  # a folder may have brackets in its name
+    _say(f"\nThe run lies in {printable_path(run.path)}")
     return run

@@ -46,10 +46,8 @@ __all__ = ['P1', 'unturned_view', 'pose_errors', 'RelativePoseProtocol']
 def unturned_view(
     view: View,  # of an image that was turned upright
     turns: int,  # counter-clockwise quarter turns that it took
-) -> tuple[
-    Tensor, Tensor
-]:  # points [N, 2] before the turn; A [3, 3] from the file's pixels to them
-    "Undo the quarter turns of a view."
+) -> tuple[Tensor, Tensor]:
+    "Return the points [N, 2] before the turn, and A [3, 3] from the file's pixels to them."
     upright = view.size[0] / view.A[1, 1].item(), view.size[1] / view.A[0, 0].item()
     sides = [view.size, (round(upright[0]), round(upright[1]))]
     small, file = (side[::-1] if turns % 2 else side for side in sides)

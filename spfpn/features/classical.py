@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.distributed import detector_tensors
@@ -23,12 +24,14 @@ from spfpn.features.keypoints import (
     Keypoints,
     Selection,
     detector_repr,
+    keypoint_region,
     returned_array,
     select_keypoints,
 )
+from ..geometry.homography import in_image
 
 # %% auto #0
-__all__ = ['harris_response', 'ResponseDetector', 'PointDetector']
+__all__ = ['harris_response', 'ResponseDetector', 'PointDetector', 'SIFT']
 
 # %% ../../nbs/features/classical.ipynb #74044edd
 _VERSION = f"opencv {cv2.__version__}, numpy {np.__version__}"
@@ -48,6 +51,8 @@ def _shi_tomasi_response(image: np.ndarray) -> np.ndarray:
 # %% ../../nbs/features/classical.ipynb #9f0ca245
 class ResponseDetector(HeatmapDetector):
     "Detect keypoints with a function that scores every pixel of a gray float32 image [H, W]."
+
+    bytes_per_pixel = 50  # of memory, by `tools/memory.py`
 
     def __init__(
         self,
@@ -87,7 +92,6 @@ def _fast_points(image: np.ndarray) -> np.ndarray:
     return _opencv_points(image, cv2.FastFeatureDetector.create(10))
 
 
-@DETECTORS.register("sift", standard=True, version=_VERSION)
 def _sift_points(image: np.ndarray) -> np.ndarray:
     "Find SIFT's points (x, y, score) in an image [H, W], weak ones too."
     return _opencv_points(image, cv2.SIFT.create(contrastThreshold=0))
@@ -139,6 +143,8 @@ def _checked(name: str, given: Any) -> Tensor:
 class PointDetector:
     "Detect keypoints with a function that lists the points of a gray float32 image [H, W]."
 
+    bytes_per_pixel = 50  # of memory, by `tools/memory.py`; a tag of the function may say more
+
     name: str
     points: Callable[[np.ndarray], Any]  # gives [N, 2] (x, y), best first, or [N, 3] with scores
     selection: Selection = Selection()
@@ -147,12 +153,38 @@ class PointDetector:
     __repr__ = detector_repr
 
     @detector_tensors()
-    def detect(self, images: Tensor) -> list[Keypoints]:
+    def detect(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
         "Find the keypoints of images [B, C, H, W] in [0, 1]. Raises ValueError for bad points."
-        return [self._select(image) for image in gray_arrays(images)]
+        region = keypoint_region(images, mask, self.selection.border)
+        regions = [None] * len(images) if region is None else region[:, 0]
+        return [self._select(*one) for one in zip(gray_arrays(images), regions)]
 
-    def _select(self, image: np.ndarray) -> Keypoints:
+    def _select(self, image: np.ndarray, region: Tensor | None) -> Keypoints:
         given = call_user_code(f"detector {self.name!r}", self.points, image.copy())
         found = _checked(self.name, given)
         points = Keypoints(found[:, :2], found[:, 2])
-        return select_keypoints(points, (image.shape[0], image.shape[1]), self.selection)
+        size = (image.shape[0], image.shape[1])
+        return select_keypoints(points, size, self.selection, region)
+
+# %% ../../nbs/features/classical.ipynb #4cb4226e
+@DETECTORS.register("sift", standard=True)
+class SIFT(PointDetector):
+    "SIFT, with 128-D RootSIFT descriptors of its own points."
+
+    def __init__(self, selection: Selection = Selection(), device: Any = "cpu"):
+        super().__init__("sift", _sift_points, selection, _VERSION)
+
+    def detect_and_describe(self, images: Tensor) -> list[Keypoints]:
+        "Find SIFT's own choice of points, described, in images [B, C, H, W]; best first."
+        return [self._described(image) for image in gray_arrays(images)]
+
+    def _described(self, image: np.ndarray) -> Keypoints:
+        pixels = np.round(image * 255).astype(np.uint8)
+        points, histograms = cv2.SIFT.create().detectAndCompute(pixels, None)
+        xy = torch.tensor([p.pt for p in points], dtype=torch.float32).reshape(-1, 2)
+        scores = torch.tensor([p.response for p in points], dtype=torch.float32)
+        found = np.zeros((0, 128), np.float32) if histograms is None else histograms
+        roots = F.normalize(torch.from_numpy(found), p=1, dim=1).sqrt()
+        kept = in_image(xy, image.shape, self.selection.border)
+        kept &= scores > self.selection.threshold
+        return Keypoints(xy, scores, roots).select(kept).top(self.selection.max_keypoints)

@@ -5,6 +5,7 @@
 # %% ../../nbs/features/descriptors.ipynb #009d1c8f
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor
 from ..core.files import content_digest
 from ..core.registry import DESCRIPTORS, DETECTORS, Entry, call_user_code
 from .factory import make_detector
-from .keypoints import Keypoints, returned_array
+from .keypoints import Detector, Keypoints, returned_array
 
 # %% auto #0
-__all__ = ['SIFT_DIAMETER', 'sift_descriptors', 'describe_keypoints', 'descriptor_version']
+__all__ = ['SIFT_DIAMETER', 'OWN_DESCRIPTORS', 'sift_descriptors', 'describe_keypoints', 'descriptor_version', 'own_descriptor',
+           'detect_with_descriptors']
 
 # %% ../../nbs/features/descriptors.ipynb #fbbc281a
 SIFT_DIAMETER = 10.0  # pixels; the descriptor's window is six times as wide
@@ -60,6 +62,9 @@ def _of_extractor(spec: str) -> Entry | None:
 DESCRIPTORS.resolvers["EXTRACTOR"] = _of_extractor
 
 # %% ../../nbs/features/descriptors.ipynb #0a162a45
+OWN_DESCRIPTORS = "own"
+
+
 def describe_keypoints(
     descriptor: str,  # "sift", an extractor, or FILE.py:NAME
     image: Tensor,  # [1, H, W]
@@ -80,9 +85,33 @@ def describe_keypoints(
 
 def descriptor_version(descriptor: str) -> str | None:
     "Return the digest of what a descriptor depends on; None if it is unknown."
+    if descriptor == OWN_DESCRIPTORS:
+        return ""  # they are part of the detector
     entry = DESCRIPTORS.find(descriptor)
     if entry.value is sift_descriptors:
         return ""
     if entry.tags.get("extractor"):
         return _cached_extractor(descriptor).version
     return content_digest(entry.source) if entry.source else None
+
+# %% ../../nbs/features/descriptors.ipynb #4e328d67
+def own_descriptor(detector: Detector) -> str:
+    "Name the descriptors that a detector gives its keypoints. Raises ValueError if it has none."
+    if not hasattr(detector, "detect_and_describe"):
+        todo = "name some in the protocol, as in H2:sift"
+        raise ValueError(f"detector {detector.name!r} has no descriptors of its own: {todo}")
+    return getattr(detector, "descriptor_name", "") or detector.name
+
+
+def detect_with_descriptors(
+    detector: Detector,
+    image: Tensor,  # [1, H, W]
+    descriptor: str,  # as `describe_keypoints` takes it, or own
+) -> Keypoints:  # with descriptors [N, D], half precision
+    "Detect keypoints and describe them. Raises ValueError if that is not possible."
+    if descriptor != OWN_DESCRIPTORS:
+        found = detector.detect(image[None])[0]
+        return replace(found, descriptors=describe_keypoints(descriptor, image, found))
+    own_descriptor(detector)
+    found = detector.detect_and_describe(image[None])[0]  # type: ignore[attr-defined]
+    return replace(found, descriptors=found.descriptors.half())

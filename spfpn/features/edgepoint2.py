@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.distributed import detector_tensors
 from ..core.files import Weights, load_weights
 from ..core.registry import DETECTORS
 from ..data.images import to_gray
@@ -151,7 +152,7 @@ class EdgePoint2(Extractor):
         scores = logits.sigmoid()
         return scores, (descriptors, scores)
 
-    @torch.inference_mode()
+    @detector_tensors()
     def forward(self, images: Tensor) -> tuple[Tensor, Any]:
         "Return scores [B, 1, H, W] of images, on the CPU, and features of the shrunk images."
         size = (images.shape[-2], images.shape[-1])
@@ -159,12 +160,16 @@ class EdgePoint2(Extractor):
         scores, features = self.dense(_resized(images.to(self.device), inner))
         return _resized(scores, size).float().cpu(), features
 
-    @torch.inference_mode()
-    def choose(self, scores: Tensor, features: Any) -> list[Keypoints]:
+    @detector_tensors()
+    def choose(
+        self, scores: Tensor, features: Any, region: Tensor | None = None
+    ) -> list[Keypoints]:
         if not self.native_nms:
-            return super().choose(scores, features)
+            return super().choose(scores, features, region)
         size = (scores.shape[-2], scores.shape[-1])
-        return [self._best(_own_choice(own[None], size), size) for own in features[1]]
+        regions = [None] * len(scores) if region is None else region[:, 0]
+        chosen = (_own_choice(own[None], size) for own in features[1])
+        return [self._best(points, size, where) for points, where in zip(chosen, regions)]
 
     def sample(self, features: Any, i: int, xy: Tensor, size: tuple[int, int]) -> Tensor:
         places = 2 * (xy + 0.5) / xy.new_tensor([size[1], size[0]]) - 1

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +14,18 @@ from torch import Tensor, nn
 
 from ..core.distributed import detector_tensors
 from ..core.files import Weights, WeightsError, content_digest
+from ..core.memory import require_memory
 from spfpn.features.keypoints import (
     Keypoints,
     Selection,
+    choose_in_region,
     detector_repr,
     extract_keypoints,
+    in_region,
+    keypoint_region,
     select_keypoints,
 )
-from ..geometry.homography import in_image, pad_to_multiple
+from ..geometry.homography import pad_to_multiple
 
 # %% auto #0
 __all__ = ['Extractor', 'load_network']
@@ -36,11 +39,16 @@ class _Parts:
     cell: int = 8
     smallest: int = 0
     stride: int = 8
+    bytes_per_pixel: int = 0  # of memory, at most, by `tools/memory.py`; 0: unknown
     native_keypoints: Callable[[Tensor], Keypoints] | None = None
 
     def dense(self, images: Tensor) -> tuple[Tensor, Any]:
         "Return scores [B, 1, H, W] above 0, and features, of padded images [B, C, H, W]."
         raise NotImplementedError
+
+    def all_native_keypoints(self, scores: Tensor) -> Keypoints:
+        "Make the network's own choice in scores [1, 1, H, W] without a budget."
+        return self.native_keypoints(scores)  # type: ignore[misc]
 
     def sample(
         self,
@@ -77,6 +85,8 @@ class _Network(_Parts):
     def forward(self, images: Tensor) -> tuple[Tensor, Any]:
         "Return scores [B, 1, H, W] of images, on the CPU, and features of the padded images."
         h, w = images.shape[-2:]
+        if self.device.type == "cpu":  # a GPU refuses what it has no memory for
+            require_memory(self.bytes_per_pixel * len(images) * h * w)
         padded = pad_to_multiple(images.to(self.device), self.cell, self.smallest)
         scores, features = self.dense(padded)
         return scores[..., :h, :w].float().cpu(), features
@@ -89,33 +99,57 @@ class _Network(_Parts):
 class _Choosing(_Network):
     "Keypoints from the scores of a network."
 
-    def _best(self, points: Keypoints, size: tuple[int, int]) -> Keypoints:
+    def _best(
+        self, points: Keypoints, size: tuple[int, int], region: Tensor | None = None
+    ) -> Keypoints:
         "Keep the best points of the network's own choice."
-        kept = in_image(points.xy, size, self.selection.border)
+        kept = in_region(points.xy, size, self.selection.border, region)
         kept &= points.scores > self.selection.threshold
         return points.select(kept).top(self.selection.max_keypoints)
 
-    def keypoints(self, scores: Tensor) -> list[Keypoints]:
-        "Choose keypoints from scores [B, 1, H, W]."
-        if self.native_keypoints is None:
-            return extract_keypoints(scores, self.selection)
-        native = [self.native_keypoints(one[None]) for one in scores]
-        size = (scores.shape[-2], scores.shape[-1])
-        if self.native_nms:
-            return [self._best(points, size) for points in native]
-        return [select_keypoints(points, size, self.selection) for points in native]
+    def _native(self, scores: Tensor, region: Tensor | None) -> Keypoints:
+        "Select from the network's own choice in scores [1, 1, H, W]; of all where it is too few."
+        size, budget = (scores.shape[-2], scores.shape[-1]), self.selection.max_keypoints
+        for find in (self.native_keypoints, self.all_native_keypoints):
+            points = find(scores)  # type: ignore[misc]
+            if self.native_nms:
+                points = self._best(points, size, region)
+            else:
+                points = select_keypoints(points, size, self.selection, region)
+            if region is None or region.all() or len(points) == budget:
+                break
+        return points
 
-    def choose(self, scores: Tensor, features: Any) -> list[Keypoints]:
+    def keypoints(self, scores: Tensor, region: Tensor | None = None) -> list[Keypoints]:
+        "Choose keypoints from scores [B, 1, H, W], in a region bool [B, 1, H, W]."
+        if self.native_keypoints is None:
+            return extract_keypoints(scores, self.selection, region)
+        regions = [None] * len(scores) if region is None else region[:, 0]
+        return [self._native(one[None], where) for one, where in zip(scores, regions)]
+
+# %% ../../nbs/features/extractor.ipynb #dfc8f4b6
+class _Detecting(_Choosing):
+    "Keypoints from images."
+
+    def choose(
+        self, scores: Tensor, features: Any, region: Tensor | None = None
+    ) -> list[Keypoints]:
         "Choose keypoints from what `forward` returned."
-        return self.keypoints(scores)
+        return choose_in_region(self.keypoints, (scores,), region)
+
+    def _found(self, images: Tensor, mask: Tensor | None) -> tuple[list[Keypoints], Any]:
+        "Return the keypoints of images, and features."
+        scores, features = self.forward(images)
+        region = keypoint_region(images, mask, self.selection.border)
+        return choose_in_region(self.choose, (scores, features), region), features
 
     @detector_tensors()
-    def detect(self, images: Tensor) -> list[Keypoints]:
-        "Find the keypoints of images [B, C, H, W] in [0, 1], best first."
-        return self.choose(*self.forward(images))
+    def detect(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
+        "Find the keypoints of images [B, C, H, W] in [0, 1], best first, in their region."
+        return self._found(images, mask)[0]
 
 # %% ../../nbs/features/extractor.ipynb #7a0048b2
-class Extractor(_Choosing):
+class Extractor(_Detecting):
     "Detect keypoints and describe them; a subclass gives `dense`, and what differs for it."
 
     def _described(self, features: Any, points: list[Keypoints], images: Tensor) -> list[Keypoints]:
@@ -133,10 +167,10 @@ class Extractor(_Choosing):
         return self._described(self.forward(images)[1], points, images)
 
     @detector_tensors()
-    def detect_and_describe(self, images: Tensor) -> list[Keypoints]:
+    def detect_and_describe(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
         "Find keypoints with descriptors, in one forward pass."
-        scores, features = self.forward(images)
-        return self._described(features, self.choose(scores, features), images)
+        points, features = self._found(images, mask)
+        return self._described(features, points, images)
 
 # %% ../../nbs/features/extractor.ipynb #9d6e4420
 def load_network(

@@ -5,6 +5,8 @@
 # %% ../../nbs/features/keypoints.ipynb #keypoint-imp0
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,11 +18,13 @@ from torch import Tensor
 
 from ..core.distributed import detector_tensors
 from ..core.registry import describe_value
+from ..data.images import gray_arrays
 from ..geometry.homography import in_image
 
 # %% auto #0
-__all__ = ['Keypoints', 'local_maxima', 'Selection', 'extract_keypoints', 'select_keypoints', 'cells_to_heatmap', 'Detector',
-           'detector_repr', 'HeatmapDetector', 'returned_array']
+__all__ = ['CONTRAST_RADIUS', 'CONTRAST_LEVEL', 'Keypoints', 'local_maxima', 'Selection', 'keypoint_region', 'in_region',
+           'choose_in_region', 'suppress_boxes', 'extract_keypoints', 'select_keypoints', 'cells_to_heatmap',
+           'Detector', 'detector_repr', 'HeatmapDetector', 'returned_array']
 
 # %% ../../nbs/features/keypoints.ipynb #c05-5094765a
 @dataclass(frozen=True, repr=False)
@@ -90,11 +94,104 @@ class Selection:
     threshold: float = 0.0  # scores must be above it
     border: int = 4  # least distance from the image's edge, in pixels
     subpixel: bool = False  # move each point to the top of its peak, between pixels
+    nms_box: int = 0  # side of boxes that suppress each other, in pixels; 0: no boxes
 
     def __post_init__(self) -> None:
-        for name in ("max_keypoints", "nms_radius", "border", "threshold"):
+        for name in ("max_keypoints", "nms_radius", "border", "threshold", "nms_box"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative")
+
+# %% ../../nbs/features/keypoints.ipynb #44243cd2
+CONTRAST_RADIUS = 16  # pixels to each side of a window
+CONTRAST_LEVEL = 0.5 / 255  # least range of the gray values in it
+
+
+def _has_contrast(gray: np.ndarray) -> np.ndarray:
+    "Tell the pixels of an image [H, W] in whose window the gray values differ."
+    window = np.ones((2 * CONTRAST_RADIUS + 1, 2 * CONTRAST_RADIUS + 1), np.uint8)
+    return cv2.dilate(gray, window) - cv2.erode(gray, window) >= CONTRAST_LEVEL
+
+
+def _eroded(mask: Tensor, images: Tensor, border: int) -> Tensor:
+    "Take the pixels nearer than `border` to the edge from a mask. Raises ValueError for a shape."
+    size = images.shape[-2:]
+    if mask.shape not in (size, (len(images), 1, *size)):
+        wanted = f"{list(size)} or {[len(images), 1, *size]}"
+        raise ValueError(f"a mask of shape {list(mask.shape)} does not fit: give {wanted}")
+    window = np.ones((2 * border + 1, 2 * border + 1), np.uint8)
+    inside = (mask != 0).cpu().numpy().astype(np.uint8).reshape(-1, *size)
+    eroded = [cv2.erode(one, window).astype(bool) for one in inside]
+    return torch.from_numpy(np.stack(eroded))[:, None]
+
+# %% ../../nbs/features/keypoints.ipynb #fb7046c6
+def keypoint_region(
+    images: Tensor,  # [B, C, H, W] in [0, 1]
+    mask: Tensor | None = None,  # [B, 1, H, W] or [H, W], nonzero inside; None: the whole image
+    border: int = 0,  # least distance from the mask's edge, in pixels
+) -> Tensor | None:  # bool [B, 1, H, W]; None: everywhere
+    "Tell where keypoints may be: where there is contrast, inside a mask. Raises ValueError."
+    contrast = [_has_contrast(gray) for gray in gray_arrays(images)]
+    region = torch.from_numpy(np.stack(contrast))[:, None]
+    if mask is not None:
+        region = region & _eroded(mask, images, border)
+    return None if region.all() else region
+
+
+def in_region(
+    xy: Tensor,  # [N, 2] pixels
+    size: tuple[int, int],  # (height, width) of the image
+    border: float,  # least distance from the image's edge
+    region: Tensor | None,  # bool [H, W]; None: everywhere
+) -> Tensor:  # bool [N]
+    "Tell which points lie where keypoints may be; the nearest pixel counts."
+    inner = in_image(xy, size, border)
+    if region is None:
+        return inner
+    x, y = (xy[:, i].round().long().clamp(0, size[1 - i] - 1) for i in (0, 1))
+    return inner & region[y, x]
+
+# %% ../../nbs/features/keypoints.ipynb #6ac0ad7c
+def choose_in_region(
+    choose: Callable[..., list[Keypoints]],  # gives the keypoints of maps
+    maps: tuple[Any, ...],  # the first one is [B, C, H, W]
+    region: Tensor | None,  # bool [B, 1, H, W] of `keypoint_region`; None: everywhere
+) -> list[Keypoints]:
+    "Choose keypoints in a region; where `choose` takes none, drop the points outside."
+    if region is None:
+        return choose(*maps)
+    if "region" in inspect.signature(choose).parameters:
+        return choose(*maps, region=region)
+    size = (region.shape[-2], region.shape[-1])
+    pairs = zip(choose(*maps), region[:, 0])
+    return [points.select(in_region(points.xy, size, 0, where)) for points, where in pairs]
+
+# %% ../../nbs/features/keypoints.ipynb #nms-box2
+_BOX_IOU = 0.1  # above this overlap, the better of two boxes suppresses the other
+
+
+def _box_footprint(side: int) -> np.ndarray:
+    "Mark the offsets [2·side-1, 2·side-1] at which two boxes overlap too much."
+    overlap = side - np.abs(np.arange(1 - side, side))
+    shared = np.outer(overlap, overlap)
+    return (shared / (2 * side**2 - shared) > _BOX_IOU).astype(np.uint8)
+
+
+def suppress_boxes(
+    points: Keypoints,  # at distinct pixels; of equal scores the first one wins
+    size: tuple[int, int],  # (height, width) of the image
+    side: int,  # of the boxes, in pixels
+) -> Keypoints:  # best first
+    "Keep points greedily, the best first, so that no two boxes around them overlap too much."
+    ranked, near = points.top(len(points)), _box_footprint(side)
+    x, y = ranked.xy.round().long().unbind(-1)
+    rank = np.zeros(size, np.float32)  # it counts exactly up to 2²⁴
+    rank[y, x] = np.arange(len(ranked), 0, -1)
+    kept = np.zeros(size, bool)
+    while rank.any():
+        best = (rank == cv2.dilate(rank, near)) & (rank > 0)
+        kept |= best
+        rank[cv2.dilate(best.astype(np.uint8), near) > 0] = 0
+    return ranked.select(torch.from_numpy(kept[y, x]))
 
 # %% ../../nbs/features/keypoints.ipynb #c13-bde01f4c
 def _refine(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -113,12 +210,14 @@ def _refine(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return torch.stack((across, down), -1)
 
 # %% ../../nbs/features/keypoints.ipynb #c13-bde01f4ca
-def _extract(scores: Tensor, selection: Selection) -> Keypoints:
+def _extract(scores: Tensor, selection: Selection, region: Tensor | None) -> Keypoints:
     "Return the keypoints of one score map [H, W], best first."
     y, x = local_maxima(scores, selection.nms_radius)
     points, (h, w) = Keypoints(torch.stack((x, y), -1).float(), scores[y, x]), scores.shape
-    inner = in_image(points.xy, (h, w), selection.border)
-    best = points.select(inner & (points.scores > selection.threshold))
+    points = points.select(points.scores > selection.threshold)
+    if selection.nms_box:
+        points = suppress_boxes(points, (h, w), selection.nms_box)
+    best = points.select(in_region(points.xy, (h, w), selection.border, region))
     best = best.top(selection.max_keypoints)
     if not selection.subpixel:
         return best
@@ -129,15 +228,19 @@ def _extract(scores: Tensor, selection: Selection) -> Keypoints:
 def extract_keypoints(
     scores: Tensor,  # [B, 1, H, W], positive where a keypoint may be
     selection: Selection = Selection(),
+    region: Tensor | None = None,  # bool [B, 1, H, W] of `keypoint_region`; None: everywhere
 ) -> list[Keypoints]:  # on the CPU
     "Return the keypoints of each score map, best first."
-    return [_extract(each, selection) for each in scores[:, 0].detach().float().cpu()]
+    regions = [None] * len(scores) if region is None else region[:, 0]
+    maps = scores[:, 0].detach().float().cpu()
+    return [_extract(one, selection, where) for one, where in zip(maps, regions)]
 
 # %% ../../nbs/features/keypoints.ipynb #c16-d2eb437e
 def select_keypoints(
     points: Keypoints,  # in any order; scores of any sign and scale
     size: tuple[int, int],  # (height, width) of the image
     selection: Selection,
+    region: Tensor | None = None,  # bool [H, W]: where keypoints may be; None: everywhere
 ) -> Keypoints:
     "Apply a selection to a list of points; they keep their own positions."
     points = points.select(in_image(points.xy, size) & (points.scores > selection.threshold))
@@ -151,8 +254,11 @@ def select_keypoints(
     grid = grid.reshape(size)
     order = len(points) - grid[local_maxima(grid, selection.nms_radius)]
     kept = points.select(order.long().sort().values)
+    if selection.nms_box:
+        kept = suppress_boxes(kept, size, selection.nms_box)
     # the border comes last: a point there still suppresses its neighbors
-    return kept.select(in_image(kept.xy, size, selection.border)).top(selection.max_keypoints)
+    inner = in_region(kept.xy, size, selection.border, region)
+    return kept.select(inner).top(selection.max_keypoints)
 
 # %% ../../nbs/features/keypoints.ipynb #c18b-cells1
 def cells_to_heatmap(
@@ -169,8 +275,10 @@ class Detector(Protocol):
     selection: Selection
     version: str = ""  # of weights or code; empty: unknown, so nothing is cached
 
-    def detect(self, images: Tensor) -> list[Keypoints]:
-        "Return the keypoints of each image of a batch [B, C, H, W] in [0, 1], best first."
+    def detect(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
+        """Return the keypoints of each image of a batch [B, C, H, W] in [0, 1], best first.
+
+        They lie in the `keypoint_region` of a mask [B, 1, H, W] or [H, W]."""
         ...
 
 
@@ -198,15 +306,16 @@ class HeatmapDetector:
         "Return a score for each pixel of images [B, C, H, W], [B, 1, H, W]."
         raise NotImplementedError
 
-    def keypoints(self, heatmaps: Tensor) -> list[Keypoints]:
-        "Return the keypoints of heatmaps [B, 1, H, W] that `selection` chooses."
+    def keypoints(self, heatmaps: Tensor, region: Tensor | None = None) -> list[Keypoints]:
+        "Return the keypoints of heatmaps [B, 1, H, W] that `selection` chooses in a region."
         subpixel = self.always_subpixel or self.selection.subpixel
-        return extract_keypoints(heatmaps, replace(self.selection, subpixel=subpixel))
+        return extract_keypoints(heatmaps, replace(self.selection, subpixel=subpixel), region)
 
     @detector_tensors()
-    def detect(self, images: Tensor) -> list[Keypoints]:
-        "Return the keypoints of each image of a batch [B, C, H, W] in [0, 1], best first."
-        return self.keypoints(self.heatmap(images))
+    def detect(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
+        "Return the keypoints of images [B, C, H, W], best first, in their `keypoint_region`."
+        region = keypoint_region(images, mask, self.selection.border)
+        return choose_in_region(self.keypoints, (self.heatmap(images),), region)
 
 # %% ../../nbs/features/keypoints.ipynb #08f06beb
 def _plain(given: Any) -> Any:

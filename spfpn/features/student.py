@@ -5,15 +5,20 @@
 # %% ../../nbs/features/student.ipynb #student-imp0
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.distributed import detector_tensors
-from .keypoints import HeatmapDetector, Selection
+from ..data.images import TEST_SAMPLES, sample_images
+from .keypoints import HeatmapDetector, Selection, extract_keypoints
 from ..models.spfpn import SPFPN
 
 # %% auto #0
-__all__ = ['StudentDetector']
+__all__ = ['StudentDetector', 'calibrate_scores']
 
 # %% ../../nbs/features/student.ipynb #c18-1f3b66d7
 class StudentDetector(HeatmapDetector):
@@ -36,6 +41,45 @@ class StudentDetector(HeatmapDetector):
         "Where the network runs."
         return next(self.model.parameters()).device
 
+    @property
+    def bytes_per_pixel(self) -> int:
+        "Return about how much memory the network needs, by `tools/memory.py`."
+        return 13 * self.model.config["channels"] // 2
+
     @detector_tensors()
     def heatmap(self, images: Tensor) -> Tensor:
         return self.model.heatmap(images.to(self.device))
+
+# %% ../../nbs/features/student.ipynb #d83ccecd
+# points of spfpn-s with a score above each threshold, in the photographs below
+_REFERENCE_COUNTS = {0.02: 5717, 0.05: 3591, 0.1: 2165, 0.2: 521, 0.3: 109}
+
+
+@lru_cache(1)
+def _reference_images() -> Tensor:
+    "Return the photographs [3, 1, 480, 640] on which scores are calibrated."
+    samples = sample_images(TEST_SAMPLES)
+    return torch.stack([samples.load(i, (480, 640))[0] for i in range(len(samples))])
+
+
+def _peak_logits(model: SPFPN) -> np.ndarray:
+    "Return the logits of a student's points in the reference photographs, highest first."
+    device = next(model.parameters()).device
+    maps = [model.smooth_logits(image[None].to(device)).cpu() for image in _reference_images()]
+    floor = min(logits.min() for logits in maps) - 1  # scores must be positive
+    found = (extract_keypoints(logits - floor, Selection(10**6))[0].scores for logits in maps)
+    return (torch.cat([*found]).sort(descending=True).values + floor).numpy()
+
+# %% ../../nbs/features/student.ipynb #f6c96a58
+@torch.no_grad()
+def calibrate_scores(
+    model: SPFPN,  # in eval mode; its `scale` and `shift` are set
+) -> None:
+    "Bring a student's scores to the scale of `spfpn-s`; a student of equal logits stays as it is."
+    logits = _peak_logits(model)
+    used = {score: n for score, n in _REFERENCE_COUNTS.items() if n <= len(logits)}
+    place = logits[np.array([*used.values()], int) - 1]
+    if len(place) < 2 or np.ptp(place) < 1e-6:
+        return
+    wanted = [math.log(score / (1 - score)) for score in used]
+    model.scale, model.shift = map(float, np.polyfit(place, wanted, 1))

@@ -14,11 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.distributed import detector_tensors
 from ..core.files import Weights, load_weights
 from ..core.registry import DETECTORS
 from ..data.images import to_gray
 from .extractor import Extractor, load_network
-from .keypoints import Keypoints, Selection, cells_to_heatmap, extract_keypoints
+from spfpn.features.keypoints import (
+    Keypoints,
+    Selection,
+    cells_to_heatmap,
+    extract_keypoints,
+    keypoint_region,
+)
 
 # %% auto #0
 __all__ = ['SUPERPOINT_MAGICLEAP', 'SUPERPOINT_OPEN', 'SuperPoint', 'ALIKED', 'DISK']
@@ -109,12 +116,13 @@ class SuperPoint(Extractor):
         cells, descriptors = self.net(to_gray(images))
         return cells_to_heatmap(cells), F.normalize(descriptors, dim=1)
 
-    @torch.inference_mode()
-    def detect_and_describe(self, images: Tensor) -> list[Keypoints]:
+    @detector_tensors()
+    def detect_and_describe(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
         "Find keypoints with descriptors, at least 4 px apart, as its authors do."
         scores, features = self.forward(images)
         radius = max(self.selection.nms_radius, _AUTHORS_RADIUS if self.native_nms else 0)
-        points = extract_keypoints(scores, replace(self.selection, nms_radius=radius))
+        region = keypoint_region(images, mask, self.selection.border)
+        points = extract_keypoints(scores, replace(self.selection, nms_radius=radius), region)
         return self._described(features, points, images)
 
 

@@ -27,7 +27,15 @@ XFEAT_WEIGHTS = Weights(
     "https://github.com/verlab/accelerated_features/raw/main/weights/xfeat.pt",
     "xfeat.pt",
     "Apache-2.0 (verlab/accelerated_features)",
+    "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b",
 )
+
+
+def _load_state(path: str | Path) -> dict[str, Tensor]:
+    "Load the tensors of a `.safetensors` file, else of the authors' file. Raises `WeightsError`."
+    beside = XFEAT_WEIGHTS.path.with_suffix(".safetensors")
+    file = path or (beside if beside.is_file() else "")
+    return load_file(file) if file else load_weights(XFEAT_WEIGHTS)
 
 
 def _network(pretrained: bool, path: str | Path) -> Any:
@@ -38,8 +46,7 @@ def _network(pretrained: bool, path: str | Path) -> Any:
     del net.fine_matcher
     if not pretrained:
         return net
-    state = load_file(path) if path else load_weights(XFEAT_WEIGHTS)
-    state = {k: v for k, v in state.items() if not k.startswith("fine_matcher.")}
+    state = {k: v for k, v in _load_state(path).items() if not k.startswith("fine_matcher.")}
     return load_network(net, state, XFEAT_WEIGHTS, "xfeat")
 
 # %% ../../nbs/features/xfeat.ipynb #4a910246
@@ -67,12 +74,17 @@ class XFeat(Extractor):
         return heatmap * full, (descriptors, heatmap, reliability)
 
     @detector_tensors()
-    def choose(self, scores: Tensor, features: Any) -> list[Keypoints]:
+    def choose(
+        self, scores: Tensor, features: Any, region: Tensor | None = None
+    ) -> list[Keypoints]:
         if not self.native_nms:
-            return super().choose(scores, features)
+            return super().choose(scores, features, region)
         size = (scores.shape[-2], scores.shape[-1])
         maps = zip(*(f.split(1) for f in features[1:]))
-        return [self._best(_strict_maxima(*both), size) for both in maps]
+        regions = [None] * len(scores) if region is None else region[:, 0]
+        return [
+            self._best(_strict_maxima(*both), size, where) for both, where in zip(maps, regions)
+        ]
 
     def sample(self, features: Any, i: int, xy: Tensor, size: tuple[int, int]) -> Tensor:
         return _sparse(features[0][i, None], xy, features[1], "bicubic")

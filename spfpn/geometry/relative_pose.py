@@ -32,9 +32,9 @@ def translation_error(t1: Tensor, t2: Tensor) -> float:
 
 # %% ../../nbs/geometry/relative_pose.ipynb #2889f506
 def quarter_turn_matrix(size: tuple[int, int], turns: int) -> Tensor:
-    """Return [3, 3] from the pixels of an image of `size` (height, width) to those of `torch.rot90`.
+    """Return the matrix [3, 3] of quarter turns of an image of `size` (height, width).
 
-    `turns` are counter-clockwise quarter turns."""
+    It leads to the pixels of `torch.rot90(image, turns)`."""
     (h, w), whole = size, torch.eye(3, dtype=torch.float64)
     for _ in range(turns % 4):
         # the last column becomes the first row

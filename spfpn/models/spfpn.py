@@ -26,7 +26,7 @@ from torchvision.ops import FeaturePyramidNetwork
 import spfpn
 from ..core.config import upgrade_flat
 from ..core.distributed import detector_tensors
-from ..core.files import atomic_write
+from ..core.files import atomic_write, user_path
 from ..core.registry import BACKBONES, HEADS, Entry
 from ..data.images import to_gray
 from ..geometry.homography import pad_to_multiple
@@ -306,7 +306,7 @@ _HUB_FILENAME = "model.safetensors"  # what the Hugging Face hub calls it
 class SPFPN(_Forward, PyTorchModelHubMixin):
     "The student: images [B, 1 or 3, H, W] in [0, 1] to logits [B, 1, H, W]."
 
-    low, high = 0.0, 1.0  # background and peak of the masks it was last trained on
+    scale, shift = 1.0, 0.0  # of the logits, before the sigmoid that makes them scores
 
     @torch.no_grad()
     def rescale(self, scale: float, shift: float) -> None:
@@ -314,13 +314,17 @@ class SPFPN(_Forward, PyTorchModelHubMixin):
         self.head.last.weight.mul_(scale)
         self.head.last.bias.mul_(scale).add_(shift)
 
-    def calibrate(self, logits: Tensor) -> Tensor:
-        "Return scores in [0, 1], whatever `low` and `high` are."
-        return ((logits.sigmoid() - self.low) / (self.high - self.low)).clamp(0, 1)
+    def scores(self, logits: Tensor) -> Tensor:
+        "Return calibrated scores in [0, 1] of logits of any shape."
+        return (self.scale * logits + self.shift).sigmoid()
+
+    def smooth_logits(self, images: Tensor) -> Tensor:
+        "Return filtered logits [B, 1, H, W], whose order is the scores' order."
+        return binomial_blur(self(images).float())
 
     def heatmap(self, images: Tensor) -> Tensor:
         "Return keypoint scores in [0, 1], [B, 1, H, W]."
-        return self.calibrate(binomial_blur(self(images).float()))
+        return self.scores(self.smooth_logits(images))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_checkpoint(self, save_directory / _HUB_FILENAME)
@@ -353,7 +357,7 @@ def save_checkpoint(
     **header: Any,  # more facts, as values that JSON knows
 ) -> Path:
     "Write a student to a safetensors file, atomically, and return the path."
-    facts = dict(spfpn=spfpn.__version__, config=model.config, low=model.low, high=model.high)
+    facts = dict(spfpn=spfpn.__version__, config=model.config, scale=model.scale, shift=model.shift)
     facts |= dict(initialized_from=model.initialized_from) | header
     tensors = {
         k: v.detach().cpu().to(dtype if v.is_floating_point() else None).contiguous()
@@ -375,7 +379,7 @@ def list_pretrained() -> dict[str, Path]:
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
     "Return the path of a checkpoint, given as a path or as the name of a bundled student."
-    return Path(list_pretrained().get(str(name_or_path), name_or_path))
+    return list_pretrained().get(str(name_or_path)) or user_path(name_or_path)
 
 # %% ../../nbs/models/spfpn.ipynb #35b857f0
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
@@ -384,6 +388,9 @@ def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
     new = {renamed.get(key, key): value for key, value in header.items() if key != "start"}
     if "start" in header:
         new.setdefault("initialized_from", header["start"])
+    if "scale" not in new and {"low", "high"} <= new.keys():
+        # a score was (σ(z) - low) / (high - low)
+        new |= dict(scale=1 / (new["high"] - new["low"]), shift=0.0)
     if isinstance(new.get("settings"), dict):
         new["settings"] = upgrade_flat(new["settings"])
     return new
@@ -399,7 +406,7 @@ def checkpoint_metadata(path: str | Path) -> dict[str, Any]:
             header = _upgraded({k: json.loads(v) for k, v in (file.metadata() or {}).items()})
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from None
-    if not {"config", "low", "high", "initialized_from"} <= header.keys():
+    if not {"config", "scale", "shift", "initialized_from"} <= header.keys():
         raise CheckpointError(f"{path}: a safetensors file, but not one of spfpn's checkpoints")
     return header
 
@@ -417,6 +424,6 @@ def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> SPF
         raise CheckpointError(
             f"{path}: written by spfpn {header.get('spfpn')}, cannot be built here ({reason})"
         ) from None
-    for key in ("low", "high", "initialized_from"):
+    for key in ("scale", "shift", "initialized_from"):
         setattr(model, key, header[key])
     return model.to(device).eval()
