@@ -1337,6 +1337,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'spfpn.match.matchers.cached_lightglue': ( 'match/matchers.html#cached_lightglue',
                                                                                  'spfpn/match/matchers.py'),
                                       'spfpn.match.matchers.make_matcher': ('match/matchers.html#make_matcher', 'spfpn/match/matchers.py'),
+                                      'spfpn.match.matchers.match_keypoints': ( 'match/matchers.html#match_keypoints',
+                                                                                'spfpn/match/matchers.py'),
                                       'spfpn.match.matchers.match_mnn': ('match/matchers.html#match_mnn', 'spfpn/match/matchers.py')},
             'spfpn.models.spfpn': { 'spfpn.models.spfpn.BicubicHead': ('models/spfpn.html#bicubichead', 'spfpn/models/spfpn.py'),
                                     'spfpn.models.spfpn.BicubicHead.__init__': ( 'models/spfpn.html#bicubichead.__init__',

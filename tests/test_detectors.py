@@ -1,12 +1,17 @@
 """Detectors by name: one selection for all, errors that help, and what a user adds."""
 
+import pickle
+import re
+
+import cv2
+import numpy as np
 import pytest
 import torch
 
 from spfpn.core.registry import DESCRIPTORS, DETECTORS, MATCHERS
-from spfpn.features.classical import PointDetector
+from spfpn.features.classical import PointDetector, ResponseDetector
 from spfpn.features.descriptors import describe_keypoints, descriptor_version
-from spfpn.features.factory import make_detector
+from spfpn.features.factory import load, make_detector
 from spfpn.features.keypoints import Keypoints, Selection
 from spfpn.match.matchers import make_matcher
 
@@ -233,9 +238,177 @@ def test_a_descriptor_of_another_shape_is_refused(tmp_path):
 
 
 def test_a_response_of_another_shape_is_refused():
-    from spfpn.features.classical import ResponseDetector
-
     with pytest.raises(ValueError, match="'half' returned an array of shape"):
         ResponseDetector("half", lambda image: image[::2]).detect(photo())
     with pytest.raises(ValueError, match="not finite"):
         PointDetector("lost", lambda image: [(float("nan"), 1)]).detect(photo())
+
+
+# ---- what a user's function may return
+
+
+def points_of(given) -> Keypoints:
+    return PointDetector("mine", lambda image: given).detect(photo())[0]
+
+
+@pytest.mark.parametrize("nothing", [None, [], (), np.empty((0, 2)), torch.zeros(0, 3)])
+def test_no_points_in_any_form(nothing):
+    assert len(points_of(nothing)) == 0
+
+
+POINTS = [[40, 30], [90, 60]]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        POINTS,
+        tuple(map(tuple, POINTS)),
+        np.array(POINTS),
+        np.array(POINTS, np.uint8),
+        np.array(POINTS, np.float16)[:, None],
+        torch.tensor(POINTS, dtype=torch.float32, requires_grad=True) * 1,
+        torch.tensor(POINTS, dtype=torch.bfloat16),
+        [torch.tensor([40.0, 30], requires_grad=True), torch.tensor([90.0, 60])],
+        [cv2.KeyPoint(x, y, 5) for x, y in POINTS],
+        tuple(cv2.KeyPoint(x, y, 5, 0, 1 / x) for x, y in POINTS),
+    ],
+    ids=lambda given: f"{type(given).__name__}",
+)
+def test_points_in_any_form(given):
+    found = points_of(given)
+    assert found.xy.tolist() == POINTS and found.scores[0] > found.scores[1] > 0
+    assert not found.xy.requires_grad
+
+
+@pytest.mark.parametrize(
+    "given, what",
+    [
+        ([(1, 2), (3,)], "an object of type list of length 2"),
+        ("corner", "an object of type str of length 6"),
+        ({"xy": POINTS}, "an object of type dict of length 1"),
+        ((np.ones((5, 2)), np.ones(5)), "an object of type tuple of length 2"),
+        (([cv2.KeyPoint(9, 9, 5)], np.ones((1, 32))), "an object of type tuple of length 2"),
+        (7, "an array of shape ()"),
+        (object(), "an object of type object"),
+        (np.ones((5, 2), complex), "an object of type ndarray and shape [5, 2]"),
+        ([(1e300, 1)], "points or scores that are not finite"),
+    ],
+)
+def test_nonsense_is_an_error_that_names_the_function_and_what_it_returned(given, what):
+    with pytest.raises(ValueError) as error:
+        points_of(given)
+    assert str(error.value).startswith(f"detector 'mine' returned {what}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given, what",
+    [
+        (None, "returned an array of shape (0,)"),
+        (np.full((120, 160), np.nan), "not finite"),
+        ("high", "returned an object of type str"),
+    ],
+)
+def test_a_response_that_is_no_score_of_each_pixel(given, what):
+    with pytest.raises(ValueError, match=f"detector 'mine' .*{re.escape(what)}"):
+        ResponseDetector("mine", lambda image: given).detect(photo())
+    gradient = torch.ones(120, 160, requires_grad=True)
+    assert ResponseDetector("mine", lambda image: gradient).heatmap(photo()).max() == 1
+
+
+BROKEN = """
+def points(image):
+    return list(image)[:, 0]
+
+def response(image):
+    return 1 / 0
+response.tags = {"heatmap": True}
+
+def describe(image, xy):
+    raise KeyError("two\\nlines")
+
+def nothing(image, xy):
+    return None
+
+def lists(image, xy):
+    return [[1, 2, 3] for _ in xy]
+
+class Detector:
+    name = "own"
+    def __init__(self, selection, device):
+        self.selection = selection
+    def detect(self, images):
+        return images.nothing
+
+def maker(selection, device):
+    return 5
+"""
+
+
+def test_an_exception_in_a_users_function_names_file_and_line(tmp_path):
+    (tmp_path / "mine.py").write_text(BROKEN)
+    points = Keypoints(torch.tensor([[9.0, 9], [20, 20]]), torch.ones(2))
+
+    def message(name, describe=False):
+        spec = f"{tmp_path}/mine.py:{name}"
+        with pytest.raises(ValueError) as error:
+            if describe:
+                describe_keypoints(spec, photo()[0], points)
+            else:
+                load(spec).detect(photo()[0])
+        assert repr(spec) in str(error.value) or name == "Detector"
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "failed: TypeError: " in message("points")
+    assert f"({tmp_path}/mine.py, line 3, in points)" in message("points")
+    assert "failed: ZeroDivisionError: division by zero" in message("response")
+    assert "failed: KeyError: 'two\\nlines'" in message("describe", True)
+    line = BROKEN.splitlines().index("        return images.nothing") + 1
+    assert f"mine.py, line {line}, in detect" in message("Detector")
+    assert "made an object of type int; expected `detect`" in message("maker")
+    assert "returned [0]; expected [2, D]" in message("nothing", True)
+    found = describe_keypoints(f"{tmp_path}/mine.py:lists", photo()[0], points)
+    assert found.tolist() == [[1, 2, 3]] * 2
+
+
+# ---- what `detect` returns is the user's
+
+
+@pytest.mark.parametrize("name", [*CLASSICAL, "spfpn-s", "aliked", "disk", "harris@1+1.5"])
+def test_results_are_ordinary_tensors_that_share_nothing(name):
+    detector = load(name, 50)
+    one, two = detector.detect(photo()[0]), detector.detect(photo()[0])
+    kept = two.xy.clone()
+    one.xy.requires_grad_()
+    ((one.xy * 2).sum() + one.scores.sum()).backward()
+    assert (one.xy.grad == 2).all()
+    two.xy.add_(5)  # neither a view of the other result nor of what is cached
+    again = detector.detect(photo()[0])
+    assert torch.equal(one.xy, kept) and torch.equal(again.xy, kept)
+    assert again.xy.numpy().shape == (len(again), 2) and again.scores.numpy().size == len(again)
+    copy = pickle.loads(pickle.dumps(again))
+    assert torch.equal(copy.xy, kept) and torch.equal(copy.scores, again.scores)
+
+
+def test_described_keypoints_are_not_views_of_the_given_ones():
+    extractor, points = make_detector("aliked"), Keypoints(torch.full((1, 2), 40.0), torch.ones(1))
+    (found,) = extractor.describe(photo(), [points])
+    found.xy.add_(1)
+    found.descriptors.requires_grad_()
+    found.scores.zero_()
+    assert points.xy.tolist() == [[40, 40]] and points.scores.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", [*CLASSICAL, "spfpn-s", "aliked", "harris@1+1.5"])
+def test_a_repr_is_one_informative_line(name):
+    detector = load(name, 50)
+    points = detector.detect(photo()[0])
+    assert repr(points).startswith(f"Keypoints({len(points)} points, scores ")
+    for said in (repr(points), repr(detector), repr(detector.detector)):
+        assert len(said) < 200 and "\n" not in said and " at 0x" not in said
+    assert repr(name) in repr(detector) and "max_keypoints=50" in repr(detector)
+    assert (
+        repr(Keypoints(torch.zeros(0, 2), torch.zeros(0))) == "Keypoints(0 points, no descriptors)"
+    )

@@ -5,6 +5,7 @@ A child process stands for each machine. It answers with one line of JSON."""
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import socketserver
 import subprocess
@@ -18,18 +19,30 @@ import pytest
 import torch
 
 from spfpn.core.files import project_root
-from spfpn.features.export import RuntimeDetector
+from spfpn.features.export import RuntimeDetector, export_student
 from spfpn.features.factory import load, make_detector
 from spfpn.features.keypoints import Keypoints, Selection
 
 SELECTION = Selection(100)
 NAMES = ["harris", "sift", "fast", "random", "harris@1+1.5", "spfpn-s", "aliked", "disk"]
-RUNTIMES = ["onnx", "openvino", "torch-export"]
+RUNTIMES = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
+EXPORTS = "SPFPN_TEST_EXPORTS"  # the folder of the exported students, for child processes, too
+
+
+@pytest.fixture(scope="module", autouse=True)
+def exports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exports")
+    for format, suffix in RUNTIMES.items():
+        export_student("spfpn-s", format, folder / f"spfpn-s{suffix}")
+    os.environ[EXPORTS] = str(folder)
+    yield
+    del os.environ[EXPORTS]
 
 
 def make(name: str):
     if name in RUNTIMES:
-        return RuntimeDetector("spfpn-s", name, SELECTION)
+        file = Path(os.environ[EXPORTS], f"spfpn-s{RUNTIMES[name]}")
+        return RuntimeDetector(file, name, SELECTION)
     return make_detector(name, SELECTION)
 
 
@@ -72,7 +85,7 @@ def test_overlapping_detections_agree_and_leave_all_threads_as_they_were():
     try:
         detectors = [load("spfpn-s", 100), load("harris", 100)]
         runtime = load("harris", 100)
-        runtime.detector = RuntimeDetector("spfpn-s", "onnx", SELECTION)
+        runtime.detector = make("onnx")
         detectors.append(runtime)
         wanted = [arrays(each.detect(image()[0])) for each in detectors]
         start = threading.Barrier(6)
@@ -176,8 +189,6 @@ def test_a_detector_can_be_sent_to_a_new_process(name, new_processes, tmp_path):
 
 def test_an_object_of_a_file_is_unpickled_where_nothing_of_spfpn_is_imported(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    import pickle
-
     detector = make_detector(f"{tmp_path}/mine.py:Own")
     (tmp_path / "it.pickle").write_bytes(pickle.dumps((type(detector), detector)))
     code = f"import pickle; kind, made = pickle.load(open({str(tmp_path / 'it.pickle')!r}, 'rb'))"
@@ -197,12 +208,8 @@ for name in names:
     points = make(name).detect(torch.from_numpy(np.load({image!r})))[0]
     np.savez(f"{folder}/{{name}}.npz", *arrays(points))
     assert points.xy.dtype == points.scores.dtype == torch.float32, name
-try:
-    torch.nn.functional.interpolate  # the program's own tensors are as before
-    mine = torch.zeros(1)
-    print(mine.dtype, mine.device)
-finally:
-    pass
+mine = torch.zeros(1)  # the program's own tensors are as before
+print(mine.dtype, mine.device)
 """
 
 

@@ -26,7 +26,7 @@ from spfpn.labels.labeling import (
     image_generator,
 )
 from .store import LabelStore
-from ..match.matchers import Matcher, make_matcher
+from ..match.matchers import Matcher, make_matcher, match_keypoints
 
 # %% auto #0
 __all__ = ['match_warped_images', 'make_pairs']
@@ -36,7 +36,7 @@ def _match_pair(
     matcher: Matcher, first: Keypoints, second: Keypoints, H: Tensor, size: tuple[int, int]
 ) -> tuple[Keypoints, Keypoints, Tensor]:
     "Return the matched keypoints of an image and its warp, and how far each match is from `H`."
-    pairs = matcher.match(first, second, size, size)
+    pairs = match_keypoints(matcher, first, second, size, size)
     first, second = first.select(pairs[:, 0]), second.select(pairs[:, 1])
     return first, second, (warp_points(first.xy, H) - second.xy).norm(dim=1)
 

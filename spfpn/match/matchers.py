@@ -8,16 +8,17 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.files import Weights, load_weights
-from ..core.registry import MATCHERS
-from ..features.keypoints import Keypoints
+from ..core.registry import MATCHERS, call_user_code
+from ..features.keypoints import Keypoints, returned_array
 
 # %% auto #0
 __all__ = ['LIGHTGLUE_SUPERPOINT', 'Matcher', 'match_mnn', 'NearestNeighborMatcher', 'LightGlueMatcher', 'make_matcher',
-           'cached_lightglue']
+           'cached_lightglue', 'match_keypoints']
 
 # %% ../../nbs/match/matchers.ipynb #838bf776
 _Size = tuple[int, int]
@@ -137,3 +138,24 @@ def make_matcher(
 def cached_lightglue(features: str) -> Matcher:
     "Make LightGlue for an extractor, or return it again. Raises as `make_matcher` does."
     return make_matcher("lightglue", features)
+
+# %% ../../nbs/match/matchers.ipynb #c98811ce
+def match_keypoints(
+    matcher: Matcher,
+    keypoints0: Keypoints,  # with descriptors
+    keypoints1: Keypoints,
+    size0: _Size,  # height and width of the first image
+    size1: _Size,
+) -> Tensor:  # [K, 2]
+    "Match by any matcher. Raises ValueError that names it for what are no indices."
+    about, wanted = f"matcher {matcher.name!r}", "indices [K, 2]"
+    given = call_user_code(about, matcher.match, keypoints0, keypoints1, size0, size1)
+    found = returned_array(about, given, wanted)
+    found = found if found.size else found.reshape(0, 2)
+    if found.ndim != 2 or found.shape[1] != 2:
+        raise ValueError(f"{about} returned an array of shape {found.shape}; expected {wanted}")
+    pairs = torch.from_numpy(found.astype(np.int64))
+    inside = (found == found.astype(np.int64)) & (found >= 0)
+    if not (inside & (found < [len(keypoints0), len(keypoints1)])).all():
+        raise ValueError(f"{about} returned numbers that are no indices of the keypoints")
+    return pairs
