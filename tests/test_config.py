@@ -79,7 +79,8 @@ OLD_PROFILES = {
         **{"phase1.init_from": "spfpn-s", "phase1.rank_midpoint": 300, "phase1.sigma": 0.7},
         **{"phase1.epochs": 4, "phase1.lr": 1e-4},
         **{"phase2.epochs": 3, "phase2.lr": 2e-4, "phase2.sigma": 0.7},
-        **{"train.views_per_epoch": 10, "evaluate.protocols": ["R1", "S1"]},
+        **{"train.views_per_epoch": 0, "data.val_fraction": 0.25},  # both were fixed numbers
+        **{"evaluate.protocols": ["R1", "S1"]},
         "evaluate.detectors": ["spfpn-s", "harris", "shi", "fast", "sift", "random"],
     },
     "small": {

@@ -51,7 +51,7 @@ def write(path: Path, seconds: int = 0) -> Path:
 
 def test_a_name_is_a_folder_of_outputs_and_a_path_is_itself(outputs, tmp_path):
     assert RunFolder.open("quick-2.b").path == outputs / "quick-2.b"
-    assert RunFolder.open("elsewhere/quick").path == Path("elsewhere/quick")
+    assert RunFolder.open("elsewhere/quick").path == Path.cwd() / "elsewhere" / "quick"
     assert RunFolder.open(str(tmp_path)).path == RunFolder.open(tmp_path).path == tmp_path
     assert RunFolder.open(RunFolder(tmp_path)).path == tmp_path
     assert RunFolder.open("~/quick").path == Path.home() / "quick"

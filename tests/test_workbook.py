@@ -5,6 +5,7 @@ papermill does is tested with real kernels."""
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -327,7 +328,7 @@ def test_each_step_says_how_long_the_rest_takes(toy, capsys, monkeypatch):
     run = RunFolder(toy.folder.parent / "toy")
     run.record("expected", **{"01_label": 60, "02_phase1": 1200, "03_phase2": 6000})
     clock = iter(range(0, 10_000, 120))  # each step takes 120 seconds
-    monkeypatch.setattr("spfpn.apps.workbook.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("spfpn.apps.workbook.time", SimpleNamespace(perf_counter=clock.__next__))
     toy()
     said = re.findall(r"\d/3 \w+  (.*)", capsys.readouterr().out)
     assert said == ["about 2.0 h left", "about 4.0 h left", "about 19 min left"]
@@ -352,10 +353,14 @@ def test_photographs_of_ones_own_are_held_back_measured_and_shown(tmp_path):
     save_checkpoint(student, run.phase(1).best)
     store, names = LabelStore(run.labels), [f"{i}.png" for i in range(4)]
     store.append([label | dict(id=name, x=[1.0], y=[1.0]) for name in names], {})
-    shared = dict(run=str(run), overrides={"data.images": str(own), "data.val_fraction": 0.5})
+    shared = dict(
+        run=str(run),
+        profile="quick",
+        overrides={"data.images": str(own), "data.val_fraction": 0.25},
+    )
     shared["overrides"] |= {"data.height": 48, "data.width": 64, "phase1.init_from": "spfpn-s"}
     execute("04_evaluate", tmp_path, **shared, detectors="harris", protocols="R1", limit=0)
-    held_back = validation_ids(names, 0.5)
+    held_back = validation_ids(names, 0.25)
     rows = pd.read_parquet(run.metrics)
     assert set(rows["set"]) == {"warped-own"}
     assert set(rows.sequence) == {f"{kind}_{name[0]}" for kind in "iv" for name in held_back}

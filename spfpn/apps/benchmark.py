@@ -21,7 +21,6 @@ from ..core.config import Config
 from ..core.distributed import torch_threads
 from ..core.files import atomic_write
 from ..core.runs import checkpoint_name, collect_provenance
-from ..core.sections import read_value
 from ..data.images import open_images, read_image, sample_images
 from ..features.export import RUNTIMES, make_runner
 from ..features.extractor import Extractor

@@ -5,68 +5,35 @@
 # %% ../../nbs/evaluate/homography_estimation.ipynb #homograp-imp0
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from itertools import chain
-from typing import Any, cast
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from spfpn.core.registry import (
-    DESCRIPTORS,
-    DETECTORS,
-    ESTIMATORS,
-    MATCHERS,
-    PROTOCOLS,
-    Registry,
+from ..core.registry import PROTOCOLS
+from spfpn.evaluate.matching import (
+    check_matcher,
+    check_own_descriptors,
+    match_views,
+    named_parts,
+    nms_radius_options,
+    spaced,
 )
-from .metrics import corner_error, covisible_keypoints
+from .metrics import corner_error, covisible_keypoints, fraction_within
 from .protocol import PlanarPairProtocol, View
-from ..features.keypoints import Keypoints, Selection
-from ..geometry.estimation import estimate_homography
+from ..features.descriptors import OWN_DESCRIPTORS
+from ..features.keypoints import Detector, Selection
+from ..geometry.estimation import estimate_homography, reorder_matches
 from ..geometry.homography import warp_points
-from ..match.matchers import make_matcher, match_keypoints
 
 # %% auto #0
 __all__ = ['H1', 'H2', 'HomographyProtocol']
 
-# %% ../../nbs/evaluate/homography_estimation.ipynb #h-parts
-_DEFAULTS = {"descriptor": "sift", "matcher": "mnn", "estimator": "opencv"}
-_PARTS = dict(zip(_DEFAULTS, (DESCRIPTORS, MATCHERS, ESTIMATORS), strict=True))
-
-
-def _is_registered(registry: Registry, spec: str) -> bool:
-    "Say whether an object in a file is registered there."
-    with suppress(ValueError):
-        value = registry.get(spec)
-        return any(registry.get(name) is value for name in registry.names())
-    return False
-
-
-def _part_of(option: str) -> str:
-    "Say which part of the protocol an option names. Raises ValueError."
-    if ".py" in option:  # a function that is not registered is a descriptor
-        registered = [part for part in _PARTS if _is_registered(_PARTS[part], option)]
-        if not registered:
-            DESCRIPTORS.check(option)
-        return registered[0] if registered else "descriptor"
-    known = {part: registry.names() for part, registry in _PARTS.items()}
-    known["descriptor"] += DETECTORS.names(extractor=True)  # an extractor describes as well
-    for part, names in known.items():
-        if option in names:
-            return part
-    there = ", ".join(chain.from_iterable(known.values()))
-    raise ValueError(f"{option!r} is no descriptor, matcher or estimator; known: {there}")
-
-
-@lru_cache(maxsize=2)
-def _matcher(name: str, descriptor: str) -> Any:
-    "Make a matcher, and keep it: LightGlue is slow to load."
-    return make_matcher(name, descriptor, "cpu")
-
 # %% ../../nbs/evaluate/homography_estimation.ipynb #c27-8d2c8338a
+_PARTS = ("descriptor", "matcher", "estimator")
+
+
 @dataclass(frozen=True)
 class _HomographySettings(PlanarPairProtocol):
     "Which descriptor, matcher and estimator lead to a homography."
@@ -76,56 +43,64 @@ class _HomographySettings(PlanarPairProtocol):
     matcher: str = "mnn"
     estimator: str = "opencv"
     opencv_threshold: float = 3.0  # px
+    magsac_threshold: float = 3.0  # px
     poselib_threshold: float = 3.0  # px
-    ransac_iterations: int = 3000
-    ransac_confidence: float = 0.995
+    seeds: int = 10  # orders of the matches, each with an estimate of its own
+    curve_epsilons: tuple[float, ...] = (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 7, 10)  # px
     kind = "homography"
 
     def with_options(self, *options: str) -> _HomographySettings:
-        "Return the protocol with another descriptor, matcher or estimator. Raises ValueError."
-        base, used = self.name.partition(":")[0], {part: getattr(self, part) for part in _PARTS}
-        used |= {_part_of(option): option for option in options}
-        features = MATCHERS.tags(used["matcher"]).get("features")
-        if features and used["descriptor"] not in features:
-            example = f"{base}:{features[0]}:{used['matcher']}"
-            raise ValueError(
-                f"{used['matcher']} needs a teacher's descriptors ({', '.join(features)}), "
-                f"as in {example}"
-            )
-        named = [o for part, o in used.items() if part == "descriptor" or o != _DEFAULTS[part]]
-        return replace(self, name=":".join([base, *named]), **used)
+        "Return the protocol with other parts, or another NMS radius. Raises ValueError."
+        radius, base = nms_radius_options(options), self.name.partition(":")[0]
+        chosen = named_parts([option for option in options if option not in radius], _PARTS)
+        used = {part: getattr(self, part) for part in _PARTS} | chosen
+        own = used["descriptor"] == OWN_DESCRIPTORS
+        defaults = {"matcher": "mnn", "estimator": "magsac" if own else "opencv"}
+        if own:
+            used |= {"estimator": chosen.get("estimator", "magsac")}
+        check_matcher(used["matcher"], used["descriptor"], base)
+        others = [used[part] for part, usual in defaults.items() if used[part] != usual]
+        name = ":".join([base, used["descriptor"], *others, *radius])
+        return replace(self, name=name, selection=spaced(self.selection, radius, own), **used)
+
+    def check(self, detector: Detector) -> None:
+        "Raise ValueError unless the detector suits the protocol."
+        super().check(detector)
+        if self.descriptor == OWN_DESCRIPTORS:
+            check_own_descriptors(detector, self.matcher)
 
 # %% ../../nbs/evaluate/homography_estimation.ipynb #h-measure1
 class HomographyProtocol(_HomographySettings):
     "Corner error of a homography estimated from matches, and the accuracy of the matches."
 
-    def _match(self, first: View, kp1: Keypoints, second: View, kp2: Keypoints) -> Tensor:
-        "Match the keypoints of two views: indices [M, 2]."
-        one, two = (replace(k, descriptors=cast(Tensor, k.descriptors).float()) for k in (kp1, kp2))
-        matcher = _matcher(self.matcher, self.descriptor)
-        return match_keypoints(matcher, one, two, first.size, second.size)
-
-    def _estimate(self, xy1: Tensor, xy2: Tensor) -> tuple[Tensor | None, int]:
-        "Estimate the homography [3, 3] of matched points [M, 2], and count its inliers."
+    def _corner_errors(
+        self, xy1: Tensor, xy2: Tensor, H: Tensor, size: tuple[int, int]
+    ) -> tuple[np.ndarray, float]:
+        "Estimate with each seed: corner errors [seeds], px, and the mean number of inliers."
         threshold = getattr(self, f"{self.estimator}_threshold", self.opencv_threshold)
-        effort = self.ransac_iterations, self.ransac_confidence
-        return estimate_homography(xy1, xy2, threshold, *effort, self.estimator)
+        errors, counts = [], []
+        for seed in range(self.seeds):
+            matched = reorder_matches(xy1, xy2, seed)
+            estimate, inliers = estimate_homography(*matched, threshold, self.estimator)
+            errors.append(np.inf if estimate is None else corner_error(estimate, H, size))
+            counts.append(inliers)
+        return np.array(errors), float(np.mean(counts))
 
     def measure(self, first: View, second: View, H: Tensor) -> dict[str, Any]:
-        "Return corner error, correct@ε, matching accuracy, and the numbers of matches."
+        "Return corner errors, correct@ε, matching accuracy, and the numbers of matches."
         kp1, kp2 = first.keypoints, second.keypoints
         if self.keep:
             kp1, kp2 = covisible_keypoints(kp1, kp2, H, first.size, second.size, self.keep)
-        i, j = self._match(first, kp1, second, kp2).unbind(1)
+        i, j = match_views(self.matcher, first, kp1, second, kp2).unbind(1)
         xy1, xy2 = kp1.xy[i].double(), kp2.xy[j].double()
-        estimate, inliers = self._estimate(xy1, xy2)
-        error = torch.inf if estimate is None else corner_error(estimate, H, first.size)
+        errors, inliers = self._corner_errors(xy1, xy2, H, first.size)
         off = (warp_points(xy1, H) - xy2).norm(dim=1)
-        accuracy = [(off <= e).double().mean().item() if len(off) else 0.0 for e in self.epsilons]
         return {
-            "corner_error": error,
-            **{f"correct@{e:g}": float(error <= e) for e in self.epsilons},
-            **{f"mma@{e:g}": value for e, value in zip(self.epsilons, accuracy)},
+            "corner_error": float(np.median(errors)),
+            "corner_errors": errors.tolist(),
+            **{f"correct@{e:g}": float((errors <= e).mean()) for e in self.epsilons},
+            **{f"mma@{e:g}": fraction_within(off, e) for e in self.epsilons},
+            "mma_over_epsilons": [fraction_within(off, e) for e in self.curve_epsilons],
             "matches": len(i),
             "inliers": inliers,
         }
@@ -146,6 +121,7 @@ H2: HomographyProtocol = PROTOCOLS.register(
         crop="none",
         keep=0,
         opencv_threshold=0.5,
+        magsac_threshold=1.0,
         poselib_threshold=1.0,
     ),
 )

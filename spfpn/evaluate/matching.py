@@ -19,7 +19,7 @@ from ..core.registry import DESCRIPTORS, DETECTORS, ESTIMATORS, MATCHERS, Regist
 from .protocol import View
 from ..features.descriptors import OWN_DESCRIPTORS, own_descriptor
 from ..features.keypoints import Detector, Keypoints, Selection
-from ..match.matchers import make_matcher
+from ..match.matchers import make_matcher, match_keypoints
 
 # %% auto #0
 __all__ = ['named_parts', 'nms_radius_options', 'spaced', 'check_matcher', 'check_own_descriptors', 'match_views']
@@ -108,4 +108,5 @@ def match_views(
         replace(k, descriptors=cast(Tensor, k.descriptors).float())
         for k in (keypoints1, keypoints2)
     )
-    return _cached_matcher(matcher, first.descriptor).match(one, two, first.size, second.size)
+    made = _cached_matcher(matcher, first.descriptor)
+    return match_keypoints(made, one, two, first.size, second.size)

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import spfpn
 from ..core.distributed import detector_tensors, pick_device, torch_threads
-from ..core.files import content_digest
+from ..core.files import content_digest, printable_path
+from ..core.memory import require_memory
 from spfpn.core.registry import (
     DETECTORS,
     Entry,
@@ -26,12 +29,25 @@ from spfpn.core.registry import (
     describe_value,
     parse_detector_spec,
 )
-from ..core.runs import newest_checkpoint
-from ..data.images import to_image_tensor
+from ..core.runs import checkpoint_name, newest_checkpoint
+from ..data.images import ImageError, memory_errors, read_image, to_image_tensor
 from .classical import PointDetector, ResponseDetector
-from .keypoints import Detector, HeatmapDetector, Keypoints, Selection
+from spfpn.features.keypoints import (
+    Detector,
+    HeatmapDetector,
+    Keypoints,
+    Selection,
+    choose_in_region,
+    keypoint_region,
+)
 from .student import StudentDetector
-from ..models.spfpn import checkpoint_metadata, list_pretrained, load_checkpoint
+from ..geometry.homography import image_size, resize_image, warp_points
+from spfpn.models.spfpn import (
+    checkpoint_metadata,
+    list_pretrained,
+    load_checkpoint,
+    resolve_checkpoint,
+)
 
 # %% auto #0
 __all__ = ['DEFAULT_STUDENT', 'MultiScaleDetector', 'make_detector', 'default_detector', 'LocalFeature', 'load']
@@ -53,8 +69,8 @@ def _checkpoint(spec: str) -> Entry | None:
     if not spec.endswith(".safetensors"):
         return None
     checkpoint_metadata(spec)
-    name = "/".join(Path(spec).resolve().with_suffix("").parts[-3:])
-    return Entry(partial(_student, name, Path(spec)), {"heatmap": True, "student": True})
+    path = resolve_checkpoint(spec)
+    return Entry(partial(_student, checkpoint_name(path), path), {"heatmap": True, "student": True})
 
 
 for _name in list_pretrained():
@@ -79,6 +95,8 @@ class MultiScaleDetector(HeatmapDetector):
         self.version = detector.version and f"{detector.version} {scales}"
         self.device = getattr(detector, "device", "cpu")
         self.detector, self.scales = detector, scales
+        largest = max(1, *scales) ** 2  # of a copy, against the image
+        self.bytes_per_pixel = largest * getattr(detector, "bytes_per_pixel", 0)
 
     def heatmap(self, images: Tensor) -> Tensor:
         "Score images [B, C, H, W]: the mean over all scales, [B, 1, H, W]."
@@ -88,9 +106,9 @@ class MultiScaleDetector(HeatmapDetector):
             maps.append(_resized(self.detector.heatmap(copy), size))
         return torch.stack(maps).mean(0)
 
-    def keypoints(self, scores: Tensor) -> list[Keypoints]:
+    def keypoints(self, scores: Tensor, region: Tensor | None = None) -> list[Keypoints]:
         "Choose keypoints as the detector does."
-        return self.detector.keypoints(scores)
+        return choose_in_region(self.detector.keypoints, (scores,), region)
 
 # %% ../../nbs/features/factory.ipynb #e27d0f32
 def _makes_detector(value: Callable[..., Any]) -> bool:
@@ -103,8 +121,21 @@ def _makes_detector(value: Callable[..., Any]) -> bool:
 
 def _from_function(spec: str, entry: Entry, selection: Selection) -> Detector:
     digest = content_digest(entry.source) if entry.source else ""
-    kind = ResponseDetector if entry.tags.get("heatmap") else PointDetector
-    return kind(spec, entry.value, selection, entry.tags.get("version", digest))
+    kind: Any = ResponseDetector if entry.tags.get("heatmap") else PointDetector
+    detector = kind(spec, entry.value, selection, entry.tags.get("version", digest))
+    detector.bytes_per_pixel = entry.tags.get("bytes_per_pixel", detector.bytes_per_pixel)
+    return detector
+
+
+def _detect_in_region(
+    detect: Callable[[Tensor], list[Keypoints]],  # of a class that knows no region
+    selection: Selection,
+    images: Tensor,
+    mask: Tensor | None = None,
+) -> list[Keypoints]:
+    "Find keypoints, and drop those outside the region of `images` and `mask`."
+    region = keypoint_region(images, mask, selection.border)
+    return choose_in_region(detect, (images,), region)
 
 
 def _from_maker(spec: str, entry: Entry, options: dict[str, Any]) -> Detector:
@@ -116,6 +147,8 @@ def _from_maker(spec: str, entry: Entry, options: dict[str, Any]) -> Detector:
     if entry.source and library not in entry.source.resolve().parents:
         own = getattr(detector, "version", "")
         detector.version = " ".join(filter(None, (content_digest(entry.source), own)))
+    if "mask" not in inspect.signature(detector.detect).parameters:
+        detector.detect = partial(_detect_in_region, detector.detect, detector.selection)
     return detector
 
 # %% ../../nbs/features/factory.ipynb #20521e95
@@ -151,6 +184,28 @@ def default_detector() -> str:
     return DEFAULT_STUDENT if DEFAULT_STUDENT in list_pretrained() else str(newest_checkpoint())
 
 
+_USE_RESIZE = "use --resize N, in Python resize=N, to detect in a smaller copy"
+
+
+def _shrink(image: Tensor, long_side: int | None) -> tuple[Tensor, Tensor]:
+    "Fit an image into a long side; return the copy and the homography [3, 3] to it."
+    if long_side is None or max(image_size(image)) <= long_side:
+        return image, torch.eye(3, dtype=torch.float64)
+    return resize_image(image, (long_side, long_side), "fit")
+
+
+def _to_mask(mask: Any, size: tuple[int, ...]) -> Tensor:
+    "Return a mask of any form, nonzero inside. Raises `ImageError` for a file of another size."
+    if not isinstance(mask, (str, Path)):
+        return mask if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    inside = (read_image(mask) > 0).any(0)
+    if inside.shape != size:
+        (h, w), (height, width) = inside.shape, size
+        what = f"this mask has {w}×{h} pixels, its image {width}×{height}"
+        raise ImageError(f"{printable_path(mask)}: {what}. Give a mask of the image's size")
+    return inside
+
+
 class LocalFeature:
     "A detector that also takes a single image, in any form that `to_image_tensor` takes."
 
@@ -159,23 +214,56 @@ class LocalFeature:
         self.version = getattr(detector, "version", "")
         self.device = getattr(detector, "device", "cpu")
 
-    def detect(self, images: Any) -> Keypoints | list[Keypoints]:
-        """Find the keypoints of one image, best first; for a batch [B, C, H, W], a list of them.
+    def detect(
+        self,
+        images: Any,  # one image, or a batch [B, C, H, W]
+        mask: Any = None,  # path, PIL image, array, tensor [H, W] or [B, 1, H, W]; nonzero inside
+        resize: int | None = None,  # pixels of the long side while detecting; never enlarged
+    ) -> Keypoints | list[Keypoints]:
+        """Find the keypoints of one image, best first; for a batch, a list of them.
 
-        Raises `ImageError` for what is no image."""
+        Keypoints lie in the image as given, whatever `resize`. Raises `ImageError` for what is
+        no image, and for an image that needs more memory than there is; and ValueError for a
+        mask of another size."""
         several = isinstance(images, Tensor) and images.dim() == 4
-        gray = [to_image_tensor(image, gray=True) for image in (images if several else [images])]
-        found = self._detect(torch.stack(gray)) if gray else []
+        name = printable_path(images) if isinstance(images, (str, Path)) else "this image"
+        with memory_errors(name):
+            one_by_one = images if several else [images]
+            gray = [to_image_tensor(image, gray=True) for image in one_by_one]
+        if not gray:
+            return []
+        inside = None if mask is None else _to_mask(mask, image_size(gray[0]))
+        with memory_errors(name, image_size(gray[0]), _USE_RESIZE):
+            found = self._detect_resized(gray, inside, resize)
         return found if several else found[0]
 
     def __repr__(self) -> str:
         return f"LocalFeature({self.detector!r})"
 
-    def _detect(self, images: Tensor) -> list[Keypoints]:
+    def _detect_resized(
+        self, images: list[Tensor], mask: Tensor | None, resize: int | None
+    ) -> list[Keypoints]:
+        "Find the keypoints of images [1, H, W] in smaller copies."
+        copies, homographies = zip(*(_shrink(image, resize) for image in images))
+        batch = torch.stack(copies)
+        where: dict[str, Tensor] = {}
+        if mask is not None:
+            size = image_size(batch)
+            inside = mask.reshape(-1, 1, *mask.shape[-2:]) != 0
+            where["mask"] = F.interpolate(inside.float(), size).expand(len(batch), 1, *size) > 0
+        if torch.device(self.device).type == "cpu":  # a GPU refuses what it has no memory for
+            require_memory(batch[:, 0].numel() * getattr(self.detector, "bytes_per_pixel", 0))
+        found = self._detect(batch, **where)
+        if resize is None:
+            return found
+        pairs = zip(found, homographies)
+        return [replace(one, xy=warp_points(one.xy, torch.linalg.inv(H))) for one, H in pairs]
+
+    def _detect(self, images: Tensor, **where: Tensor) -> list[Keypoints]:
         "Detect in a batch. Raises ValueError for a detector that does not list `Keypoints`."
         about = f"detector {self.name!r}"
         with torch_threads(getattr(self.detector, "threads", None)):
-            found = call_user_code(about, self.detector.detect, images)
+            found = call_user_code(about, self.detector.detect, images, **where)
         listed = isinstance(found, (list, tuple)) and len(found) == len(images)
         if not listed or not all(isinstance(one, Keypoints) for one in found):
             wanted = f"a list of {len(images)} Keypoints"
