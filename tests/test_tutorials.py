@@ -52,10 +52,11 @@ def test_your_photographs(tmp_path):
         tmp_path,
         images=str(folder),
         init_from=str(start),
+        hold_back=4,
         epochs=1,
         overrides=SMALL,
     )
-    assert {"given/mine/student", "yours/after/best", "disk", "harris", "random"} == set(
+    assert {"given/mine/student", "yours/after/last", "disk", "harris", "random"} == set(
         rows.detector
     )
     assert set(rows["sequence"]) == {"v_chelsea.jpg"}  # the third of six is held back

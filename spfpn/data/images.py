@@ -119,6 +119,7 @@ def _use_image(file: str | Path | io.BytesIO, name: str, work: Callable[..., _Ma
             raise Image.DecompressionBombError
         if image.format == "TIFF":
             image.load_end = lambda: None  # type: ignore[method-assign] # it rewrites metadata
+            image.filename = ""  # else Pillow maps the file, and mixes up rows of a turned one
         return work(image)
 
 
