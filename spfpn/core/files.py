@@ -26,8 +26,6 @@ from http.client import HTTPException
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeVar
 
-from filelock import FileLock, Timeout
-
 import spfpn
 from .distributed import broadcast
 
@@ -229,6 +227,8 @@ def folder_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     Raises `FolderError` at once when another run holds it, or when it cannot be written to.
     """
+    from filelock import FileLock, Timeout
+
     lock = FileLock(Path(folder) / ".lock")
 
     def acquire() -> None:

@@ -147,8 +147,9 @@ def _read_scenes(folder: Path) -> list[PoseScene]:
             if not (folder / name).is_file():
                 raise _bad(where, f"there is no image {folder / name}")
         scene = scenes.setdefault(Path(images[0][0]).parent.as_posix(), _SceneBuilder())
-        places = (scene.number(folder / name, turns) for name, turns in images)
-        scene.pairs.append(PosePair(*places, *torch.from_numpy(K), torch.from_numpy(T)))
+        one, two = (scene.number(folder / name, turns) for name, turns in images)
+        K1, K2 = torch.from_numpy(K)
+        scene.pairs.append(PosePair(one, two, K1, K2, torch.from_numpy(T)))
     if not scenes:
         raise _bad(str(file), "no pairs in it")
     name = folder.resolve().name

@@ -128,8 +128,9 @@ class RelativePoseProtocol(_PoseSettings):
             xy, A = unturned_view(view, scene.turns[number - 1])
             points.append(xy[index])
             cameras.append(A @ K)
-        errors, inliers = self._errors((*points,), (*cameras,), pair.T)
-        worst, off = errors.max(1), epipolar_errors(*points, *cameras, pair.T)
+        (xy1, xy2), (K1, K2) = points, cameras
+        errors, inliers = self._errors((xy1, xy2), (K1, K2), pair.T)
+        worst, off = errors.max(1), epipolar_errors(xy1, xy2, K1, K2, pair.T)
         return {
             "pose_error": float(np.median(worst)),
             "pose_errors": worst.tolist(),

@@ -302,8 +302,8 @@ def _finish_epoch(
     better, state.best = result > state.best, max(result, state.best)
     if get_rank() > 0:
         return
-    facts = dict(phase=task.name, low=task.low, high=task.high, step=state.step, epoch=epoch)
-    facts |= dict(validation=found, **metadata)
+    facts: dict[str, Any] = dict(phase=task.name, low=task.low, high=task.high)
+    facts |= dict(step=state.step, epoch=epoch, validation=found, **metadata)
     for path in (state.folder.best, state.folder.last) if better else (state.folder.last,):
         save_checkpoint(state.ema_model, path, **facts)
     _save_picture(state, task, epoch)
