@@ -210,6 +210,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'spfpn/core/distributed.py'),
                                         'spfpn.core.distributed._leave_process_group': ( 'core/distributed.html#_leave_process_group',
                                                                                          'spfpn/core/distributed.py'),
+                                        'spfpn.core.distributed._openmp': ('core/distributed.html#_openmp', 'spfpn/core/distributed.py'),
                                         'spfpn.core.distributed._set_own_threads': ( 'core/distributed.html#_set_own_threads',
                                                                                      'spfpn/core/distributed.py'),
                                         'spfpn.core.distributed.all_gather': ( 'core/distributed.html#all_gather',

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import os
 import sys
 import threading
@@ -13,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -151,20 +154,35 @@ def main_first() -> AbstractContextManager[None]:
 _thread_numbers = threading.Lock()
 
 
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    "Return the OpenMP library in PyTorch's wheel; None where there is none."
+    import torch
+
+    for file in sorted(Path(torch.__file__).parent.glob("lib/*omp*")):
+        with suppress(OSError):
+            library = ctypes.CDLL(str(file))
+            if hasattr(library, "omp_set_num_threads"):
+                return library
+    return None
+
+
 def _set_own_threads(count: int) -> int:
     "Let this thread alone compute on `count` threads; return its number before."
     import torch
 
-    with _thread_numbers:
-        before = torch.get_num_threads()
-        if count != before:
-            with ThreadPoolExecutor(1) as new_thread:
-                default = new_thread.submit(torch.get_num_threads).result()
-                torch.set_num_threads(count)
-                new_thread.submit(torch.set_num_threads, default).result()
+    before = torch.get_num_threads()
+    if count != before and (library := _openmp()):
+        library.omp_set_num_threads(count)
+    if torch.get_num_threads() == count:
+        return before
+    with _thread_numbers, ThreadPoolExecutor(1) as new_thread:
+        default = new_thread.submit(torch.get_num_threads).result()
+        torch.set_num_threads(count)
+        new_thread.submit(torch.set_num_threads, default).result()
     return before
 
-
+# %% ../../nbs/core/distributed.ipynb #bb576a08
 @contextmanager
 def torch_threads(
     count: int | None,  # threads that PyTorch computes on; None: nothing changes
