@@ -323,6 +323,7 @@ def test_every_estimator_agrees_with_the_truth_and_the_other():
     )
     independent = {
         "opencv": lambda a, b: cv2.findHomography(a, b, cv2.RANSAC, 1.0)[0],
+        "magsac": lambda a, b: cv2.findHomography(a, b, cv2.USAC_MAGSAC, 1.0)[0],
         "poselib": lambda a, b: poselib.estimate_homography(a, b, {"max_reproj_error": 1.0}, {})[0],
     }
     for goal in (there, mixed):
@@ -702,3 +703,20 @@ def test_agrees_with_an_independent_implementation_of_r1(name, expected, error):
     rows = R1.run(make_detector(name, R1.selection), folder_sequences(OXFORD))
     assert rows["repeatability@3"].mean() == pytest.approx(expected, abs=0.02)
     assert rows.localization_error.mean() == pytest.approx(error, abs=0.02)
+
+
+@pytest.mark.skipif(
+    not OXFORD.is_dir(),
+    reason="needs $DATA_DIR/oxford-affine: planar sequences in HPatches' layout",
+)
+def test_agrees_with_an_independent_implementation_of_h2_with_own_descriptors():
+    protocol = replace(get_protocol("H2:own"), seeds=3)
+    rows = protocol.run(make_detector("sift", protocol.selection), folder_sequences(OXFORD))
+    found = summarize(rows).query("split == 'all'").iloc[0]
+    for metric, expected, tolerance in (
+        ("mma@3", 0.666, 0.02),
+        ("auc@1", 0.346, 0.03),
+        ("auc@3", 0.581, 0.03),
+        ("auc@5", 0.691, 0.03),
+    ):
+        assert found[metric] == pytest.approx(expected, abs=tolerance), metric

@@ -209,7 +209,7 @@ def test_compare_and_results_read_what_was_measured(tmp_path, photo, spfpn):
     told = spfpn("compare", "harris", "random")
     assert "R1" in told and "significant at 5 %" in told and "not significant" not in told
     assert "R1 on six" in spfpn("results")
-    assert "'surf' was not measured by R1" in spfpn("compare", "harris", "surf", code=2)
+    assert "has harris, fast, random by R1" in spfpn("compare", "harris", "surf", code=2)
     assert "no metric 'speed'" in spfpn("compare", "harris", "fast", "--metric", "speed", code=2)
     assert "no such file" in spfpn("results", "--metrics", "nowhere.parquet", code=2)
 

@@ -59,17 +59,23 @@ def _find_protocols(names: list[str]) -> list[EvaluationProtocol]:
 
 # %% ../../nbs/apps/cli_evaluate.ipynb #e7a77bf9
 def _open_data(
-    protocols: list[EvaluationProtocol], sequences: str, limit: int, frames: Path | None
+    protocols: list[EvaluationProtocol],
+    sequences: str,
+    limit: int,
+    folders: dict[str, Path | None],  # what --frames and --poses name
 ) -> dict[str, Any]:
     "Open the data that protocols measure. Raises `ConfigError` when a protocol lacks its data."
+    from spfpn.data.pose_pairs import open_poses
     from spfpn.data.sequences import open_frames, open_sequences
 
+    openers = {"frames": open_frames, "poses": open_poses}
     data: dict[str, Any] = {}
     for protocol in protocols:
         if protocol.data == "sequences":
             data["sequences"] = data.get("sequences") or open_sequences(sequences, limit)
-        elif protocol.data == "frames" and frames:
-            data["frames"] = data.get("frames") or open_frames(frames)
+        elif folder := folders.get(protocol.data):
+            opened = data.get(protocol.data) or openers[protocol.data](folder)
+            data[protocol.data] = opened
         elif protocol.data:
             what = f"{protocol.name} measures {protocol.data}"
             raise ConfigError(f"{what}: add --{protocol.data} FOLDER, or leave out {protocol.name}")
@@ -151,6 +157,7 @@ def _print_results(rows: Any) -> None:
 _PROTOCOL_HELP = "PROTOCOLS, or FILE.py:NAME, with options as in R1:nms2; repeatable."
 _COMPARED_HELP = "A protocol that measured both: PROTOCOLS, or FILE.py:NAME."
 _DETECTOR_HELP = "A name of `spfpn list detectors`, a checkpoint, FILE.py:NAME, or all; repeatable."
+_POSES_HELP = "A folder with pairs_with_gt.txt, or of such folders, for P1."
 _SEQUENCES_HELP = "auto, warped-samples, warped:FOLDER, hpatches, hpatches-108, or a folder."
 _OLD_COMMANDS = {"repeatability": "R1", "homography": "H1", "detection": "S1", "stability": "T1"}
 _MetricsOption = Annotated[
@@ -198,6 +205,7 @@ def _evaluate_command(
     sequences: Annotated[str, typer.Option(help=_SEQUENCES_HELP)] = "auto",
     limit: Annotated[int, typer.Option(min=0, help="Sequences at most; 0 means all.")] = 0,
     frames: Annotated[Path | None, typer.Option(help="A folder of video frames, for T1.")] = None,
+    poses: Annotated[Path | None, typer.Option(help=_POSES_HELP)] = None,
     metrics: _MetricsOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Use no kept predictions.")] = False,
     device: DeviceOption = "auto",
@@ -207,7 +215,7 @@ def _evaluate_command(
     if not detector:
         raise ConfigError("name a detector: --detector NAME; `spfpn list detectors` lists them")
     protocols, specs = _find_protocols(protocol), _find_detectors(detector)
-    data = _open_data(protocols, sequences, limit, frames)
+    data = _open_data(protocols, sequences, limit, {"frames": frames, "poses": poses})
     from spfpn.core.distributed import pick_device
     from spfpn.core.runs import default_metrics
     from spfpn.evaluate.protocol import PredictionCache

@@ -10,7 +10,6 @@ from copy import copy
 from dataclasses import replace
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
