@@ -26,6 +26,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from spfpn.core.config import Config
 from spfpn.core.runs import RunFolder, default_cache
 from spfpn.data.sequences import warped_sample_sequences
 from spfpn.evaluate.protocol import PredictionCache
@@ -69,20 +70,32 @@ images = sample_images(limit=2)
 harris = make_detector("harris", Selection(max_keypoints=50))""",
     """
 heatmaps = HeatmapExplorer(images, [harris, make_detector("shi")], (96, 128))
+heatmaps.controls["points"].value = 40
 heatmaps.widget""",
-    "heatmaps.controls['radius'].value = 8",
+    "heatmaps.controls['radius'].value = 3",
     "WarpExplorer(images, harris, (96, 128)).widget",
+    """
+import time
+import plotly.graph_objects as go
+from spfpn.show.widgets import Explorer, slider
+class Slow(Explorer):
+    def show(self, changed):
+        time.sleep(2 if changed else 0)
+        if self["work"] == 2:
+            raise ValueError("too much work")
+        return "done"
+Slow(go.Figure(go.Scatter(y=[1, 2])), work=slider("work", 0, 0, 2, 1)).widget""",
 )
 
 
 def wait(condition, seconds: float, what: str):
-    "The first true value of `condition()`; fails when none comes."
-    end = time.monotonic() + seconds
+    "The first true value of `condition()`; fails when none comes, on a busy machine much later."
+    end = time.monotonic() + 6 * seconds
     while time.monotonic() < end:
         if found := condition():
             return found
         time.sleep(0.1)
-    pytest.fail(f"{what}: not within {seconds:g} s")
+    pytest.fail(f"{what}: not within {6 * seconds:g} s")
 
 
 def free_port() -> int:
@@ -170,7 +183,7 @@ class Notebook:
         )
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.goto(f"{address}/doc/tree/{name}?token={token}")
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=60_000)
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=360_000)
 
     def run(self, seconds: float):
         "Run all cells; what went wrong in them is empty."
@@ -214,7 +227,7 @@ class Explorer:
 
     def __init__(self, page, box):
         self.page, self.box = page, box
-        box.wait_for(timeout=120_000)
+        box.wait_for(timeout=360_000)
         box.scroll_into_view_if_needed()
         wait(
             lambda: box.locator(".js-plotly-plot").first.evaluate(
@@ -260,6 +273,35 @@ class Explorer:
 
     def choose(self, label: str, option: str):
         self.control(label).locator("select").select_option(label=option)
+
+    def panel_widths(self) -> list[float]:
+        "Widths of the first two panels of the page's figure, in pixels of the screen."
+        return self.box.locator(".js-plotly-plot").first.evaluate(
+            """plot => [...plot.querySelectorAll('.nsewdrag')].slice(0, 2)
+            .map(panel => panel.getBoundingClientRect().width)"""
+        )
+
+    def hover(self, trace: int, k: int) -> str:
+        "Put the mouse on a point of a trace, and read what appears."
+        plot = self.box.locator(".js-plotly-plot").first
+        place = """(plot, [trace, k]) => {
+            plot.scrollIntoView({block: 'center'});
+            const t = plot._fullData[trace], layout = plot._fullLayout;
+            const [x, y] = [layout['xaxis' + t.xaxis.slice(1)], layout['yaxis' + t.yaxis.slice(1)]];
+            const at = plot.getBoundingClientRect();
+            return [at.x + x._offset + x.l2p(t.x[k]), at.y + y._offset + y.l2p(t.y[k])] }"""
+        x, y = plot.evaluate(place, [trace, k])
+        self.page.mouse.move(x + 40, y + 40)
+        self.page.mouse.move(x, y, steps=4)
+        text = plot.locator(".hoverlayer .hovertext .nums")
+        text.first.wait_for(timeout=60_000)
+        return text.first.inner_text() or text.first.text_content()
+
+    @property
+    def busy(self) -> bool:
+        "Whether the page shows that the explorer computes."
+        sign = self.box.get_by_role("status")
+        return sign.count() > 0 and sign.evaluate("e => +getComputedStyle(e).opacity") > 0.5
 
     def screenshot(self, name: str):
         if "SCREENSHOTS" in os.environ:
@@ -330,16 +372,31 @@ def rotated(xy: np.ndarray, degrees: float, size=SIZE) -> np.ndarray:
     return moved[((moved >= 0) & (moved <= np.array(size[::-1]) - 1)).all(1)]
 
 
-def check_threshold(explorer: Explorer):
-    "A higher threshold leaves fewer points, in the page's figure and in its words."
+def check_points(explorer: Explorer, times: int):
+    "A slider to the left leaves fewer points, in the page's figure and in its words."
     before = explorer.points(0)
-    explorer.press("threshold", "ArrowRight", 20)
-    wait(lambda: 0 < len(explorer.points(0)) < len(before), 20, "fewer points")
-    wait(
-        lambda: f"{len(explorer.points(0))} points above" in explorer.message,
-        20,
-        "their number in words",
-    )
+    shown = int(explorer.press("points", "ArrowLeft", times))
+    wait(lambda: len(explorer.points(0)) == shown < len(before), 20, "fewer points")
+    wait(lambda: f": {shown} of " in explorer.message, 20, "their number in words")
+
+
+def check_fits(explorer: Explorer, wide: int):
+    "Two panels side by side are each `wide` pixels wide, and nothing is wider than its place."
+    page, before = explorer.page, explorer.page.viewport_size
+
+    def fits():
+        return explorer.box.evaluate(
+            """box => [box.closest('.jp-OutputArea-output'), box, ...box.querySelectorAll(
+            '.widget-hbox, .widget-vbox, .js-plotly-plot')].every(
+            e => e.scrollWidth <= e.clientWidth + 1)"""
+        )
+
+    for width in (1366, 1000):
+        page.set_viewport_size(dict(width=width, height=768))
+        wait(fits, 20, f"a page of {width} px that holds its figures")
+        if width == 1366:
+            wait(lambda: min(explorer.panel_widths()) >= wide, 20, f"panels of {wide} px")
+    page.set_viewport_size(before)
 
 
 def check_rotation(explorer: Explorer, size):
@@ -359,10 +416,67 @@ def check_rotation(explorer: Explorer, size):
     assert explorer.points(1).shape != before.shape or not np.allclose(explorer.points(1), before)
 
 
-def test_threshold_in_the_browser(small):
+def check_hover(explorer: Explorer, trace: int, k: int):
+    "A point tells its place, its score and its rank."
+    text = explorer.hover(trace, k)
+    found = re.search(r"x (\S+?)y (\S+?)score (\S+?)rank (\d+)", text.replace("\n", ""))
+    assert found and np.allclose(
+        [float(found[1]), float(found[2])], explorer.points(trace)[k], atol=0.01
+    )
+    assert float(found[3]) > 0 and int(found[4]) >= k + 1
+
+
+def test_number_of_points_in_the_browser(small):
     assert small.error_outputs() == []
-    check_threshold(small.explorer("threshold"))
+    heatmaps = small.explorer("points")
+    assert len(heatmaps.points(0)) == len(heatmaps.points(1)) == 40  # of each detector
+    check_points(heatmaps, 5)
     assert small.errors == []
+
+
+@pytest.mark.parametrize("label, trace", [("points", 0), ("points", 1), ("rotation °", 1)])
+def test_a_point_under_the_mouse_tells_its_score_and_rank(small, label, trace):
+    check_hover(small.explorer(label), trace, 2)
+    assert small.errors == []
+
+
+@pytest.mark.parametrize("label", ["points", "rotation °"])
+def test_two_panels_fill_a_screen_of_1366_px_and_no_more(small, label):
+    check_fits(small.explorer(label), 480)
+
+
+def test_every_detector_is_offered_in_the_browser(small):
+    heatmaps = small.explorer("points")
+    offered = heatmaps.control("panel 2").locator("option").all_inner_texts()
+    assert {"spfpn-s", "spfpn-l", "aliked", "sift"} <= set(offered)
+    heatmaps.choose("panel 2", "spfpn-s")
+    wait(lambda: "spfpn-s: " in heatmaps.message, 60, "another detector")
+    wait(lambda: len(heatmaps.points(1)) == len(heatmaps.points(0)), 20, "its points")
+    heatmaps.choose("panel 2", "shi")
+    wait(lambda: "shi: " in heatmaps.message, 20, "the detector before")
+
+
+def test_random_moves_the_sliders_in_the_browser(small):
+    warps, labels = small.explorer("rotation °"), ("rotation °", "scale", "tilt x", "shift y")
+
+    def readouts():
+        return [warps.control(label).locator(".widget-readout").inner_text() for label in labels]
+
+    before = readouts()
+    warps.toggle("random")
+    wait(lambda: all(new != old for new, old in zip(readouts(), before)), 20, "other values")
+    warps.toggle("reset")
+    wait(lambda: list(map(float, readouts())) == [0, 1, 0, 0], 20, "no warp")
+
+
+def test_a_busy_sign_in_the_browser(small):
+    slow = small.explorer("work")
+    assert not slow.busy
+    for said in ("done", "ValueError: too much work"):
+        slow.press("work", "ArrowRight", 1)
+        wait(lambda: slow.busy, 2, "a sign that it computes")
+        wait(lambda: not slow.busy, 20, "its end")
+        assert said in slow.message
 
 
 def test_rotation_in_the_browser(small):
@@ -372,9 +486,9 @@ def test_rotation_in_the_browser(small):
 
 def test_a_page_that_is_loaded_again_shows_what_was_shown(small):
     def shown():
-        heatmaps = small.explorer("threshold")
+        heatmaps = small.explorer("points")
         wait(
-            lambda: f"harris: {len(heatmaps.points(0))} points above" in heatmaps.message,
+            lambda: f"harris: {len(heatmaps.points(0))} of " in heatmaps.message,
             20,
             "as many points as the words say",
         )
@@ -401,12 +515,13 @@ def write_log(run: RunFolder, epochs: int):
 
 
 def make_run(run: RunFolder):
-    "A run with a student, two epochs of a log, a picture, and a measured detector."
+    "A run with a student, two epochs of a log and their pictures, and a measured detector."
     phase = run.phase(1)
     phase.picture(0).parent.mkdir(parents=True)
     save_checkpoint(SPFPN(channels=8), phase.best)
     write_log(run, 2)
-    Image.new("L", (64, 48), 128).save(phase.picture(0))
+    for epoch in (1, 2):
+        Image.new("L", (64, 48), 100 * epoch).save(phase.picture(epoch))
     cache = PredictionCache(default_cache(run.path.parent))
     views = {"sequences": warped_sample_sequences(2)}
     evaluate_detectors(["harris"], [R1], views, run.metrics, cache=cache)
@@ -435,8 +550,12 @@ def explore(chromium, tmp_path_factory):
 @pytest.mark.slow
 def test_heatmaps_of_several_detectors(explore):
     assert explore.error_outputs() == []
-    heatmaps = explore.explorer("threshold")
-    check_threshold(heatmaps)
+    heatmaps = explore.explorer("points")
+    check_points(heatmaps, 20)
+    counts = [len(heatmaps.points(k)) for k in range(4)]
+    assert counts == [80] * 4
+    check_hover(heatmaps, 2, 10)
+    check_fits(heatmaps, 480)
     before = heatmaps.range("xaxis")
     heatmaps.zoom()
     wait(lambda: heatmaps.range("xaxis") != before, 20, "a zoom")
@@ -449,11 +568,14 @@ def test_heatmaps_of_several_detectors(explore):
 @pytest.mark.slow
 def test_masks_beside_a_prediction(explore):
     masks = explore.explorer("σ")
+    readout = masks.control("σ").locator(".widget-readout").inner_text()
+    assert float(readout) == Config.load().phase1.sigma
+    check_fits(masks, 480)
     masks.choose("mask", "smoothed")
     wait(lambda: "values 0.100 to" in masks.message, 20, "a smoothed mask")
     target, before = masks.points(3)[:, 1], masks.box.inner_text()
     assert np.isclose(target.min(), 0.1, atol=1e-3) and target.max() > 0.8
-    masks.press("σ", "ArrowRight", 10)
+    masks.press("σ", "ArrowRight", 20)
     wait(lambda: masks.points(3)[:, 1].mean() > target.mean(), 20, "a wider blob")
     masks.screenshot("masks")
     assert "Bernoulli KL" in before and masks.box.inner_text() != before
@@ -463,6 +585,7 @@ def test_masks_beside_a_prediction(explore):
 def test_warps_matches_and_consistency(explore):
     warps = explore.explorer("rotation °")
     check_rotation(warps, (240, 320))
+    check_fits(warps, 480)
     warps.toggle("matches")
     kept = int(
         wait(lambda: re.search(r"LightGlue: (\d+) matches kept", warps.message), 60, "matches")[1]
@@ -487,7 +610,11 @@ def test_warps_matches_and_consistency(explore):
 @pytest.mark.slow
 def test_training_is_followed(explore):
     training = explore.explorer("runs")
-    assert "predictions of epoch 0" in training.message and training.box.locator("img").count() == 1
+    assert "predictions of epoch 2" in training.message and training.box.locator("img").count() == 1
+    shown = training.box.locator("img").get_attribute("src")
+    assert training.press("epoch", "ArrowLeft", 1) == "1"
+    wait(lambda: "predictions of epoch 1" in training.message, 20, "the epoch before")
+    wait(lambda: training.box.locator("img").get_attribute("src") != shown, 20, "its picture")
     training.toggle("follow")
     write_log(explore.seen, 5)
     wait(lambda: len(training.points(0)) == 5, 30, "the new epochs")
@@ -503,13 +630,20 @@ def test_results_of_a_pair(explore):
     wait(lambda: len(results.points(0)) < repeat, 20, "fewer points at a smaller ε")
     results.choose("order", "worst first")
     shown = results.message
-    wait(lambda: "v_camera" in results.message, 20, f"the worst pair after {shown}")
+    wait(lambda: results.message != shown, 20, f"the worst pair after {shown}")
+    row = results.box.locator("tbody tr").nth(3)
+    sequence, pair = row.locator("td").all_inner_texts()[:2]
+    row.click()
+    wait(lambda: results.message.startswith(f"{sequence} {pair}"), 20, "the pair of the row")
+    wait(lambda: "chosen" in (row.get_attribute("class") or ""), 20, "its mark")
+    check_hover(results, 0, 0)
+    check_fits(results, 480)
     results.screenshot("results")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "label, controls", [("threshold", 10), ("σ", 6), ("rotation °", 11), ("runs", 4), ("ε px", 4)]
+    "label, controls", [("points", 12), ("σ", 8), ("rotation °", 14), ("runs", 4), ("ε px", 4)]
 )
 def test_every_control_is_reached_by_tab(explore, label, controls):
     "Tab goes through all controls from the first on: nobody needs a mouse to move a slider."

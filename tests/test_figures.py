@@ -10,18 +10,23 @@ from PIL import Image
 
 from spfpn.features.keypoints import Keypoints
 from spfpn.show.figures import (
+    FIGURE_WIDTH,
     html_table,
+    invalid_layer,
     keypoint_figure,
     match_figure,
     picture_panels,
+    point_values,
     training_curves,
     warp_figure,
 )
 from spfpn.show.pictures import (
     SKY,
     VERMILLION,
+    VIRIDIS,
     colorize,
     draw_matches,
+    heat_layer,
     heatmap_picture,
     keypoint_picture,
     picture_grid,
@@ -104,29 +109,63 @@ def test_panels_are_square_linked_and_upside_down():
 
 
 def test_scores_show_on_hover_and_names_are_escaped():
-    trace = keypoint_figure(
-        torch.zeros(1, 8, 8), Keypoints(torch.tensor([[1.0, 2.0]]), torch.tensor([0.25])), "<b>"
-    ).data[0]
-    assert (
-        list(trace.customdata) == [0.25]
-        and "customdata" in trace.hovertemplate
-        and "<b>" not in trace.hovertemplate
-    )
+    points = Keypoints(torch.tensor([[1.0, 2.0], [3.0, 2.0]]), torch.tensor([2.5e-6, 1e-6]))
+    trace = keypoint_figure(torch.zeros(1, 8, 8), points, "<b>").data[0]
+    assert np.allclose(trace.customdata, [[2.5e-6, 1], [1e-6, 2]])
+    assert "score %{customdata[0]:.3g}<br>rank %{customdata[1]:.0f}" in trace.hovertemplate
+    assert "<b>" not in trace.hovertemplate
+
+
+def test_points_without_scores_have_a_place_alone():
+    values = point_values(torch.tensor([[1.0, 2.0]]))
+    assert values["customdata"] is None and "score" not in values["hovertemplate"]
 
 
 def test_warp_panels_hold_their_points():
-    fig = warp_figure(
-        torch.zeros(1, 8, 9),
-        torch.zeros(1, 8, 9),
-        torch.ones(1, 8, 9, dtype=bool),
-        torch.tensor([[1.0, 2.0]]),
-        torch.tensor([[3.0, 4.0]]),
-    )
-    assert [(t.x[0], t.y[0], t.xaxis) for t in fig.data] == [
-        (1, 2, "x"),
-        (3, 4, "x2"),
-        (3, 4, "x3"),
+    valid = torch.ones(1, 8, 9, dtype=bool)
+    valid[0, :3] = False
+    one, two = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]])
+    fig = warp_figure(torch.zeros(1, 8, 9), torch.zeros(1, 8, 9), valid, one, two)
+    assert [(t.x[0], t.y[0], t.xaxis) for t in fig.data] == [(1, 2, "x"), (3, 4, "x2")]
+    assert [image.xref for image in fig.layout.images] == ["x", "x2", "x2"]
+    assert (np.asarray(invalid_layer(valid).convert("RGBA"))[..., 3] > 0).tolist() == (
+        ~valid[0]
+    ).tolist()
+
+
+@pytest.mark.parametrize("n, rows", [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3)])
+def test_panels_stand_two_in_a_row_each_480_px_wide(n, rows):
+    fig = picture_panels([Image.new("L", (320, 240))] * n, list(map(str, range(n))))
+    places = [
+        (fig.layout[f"xaxis{k}"].domain, fig.layout[f"yaxis{k}"].domain) for k in range(1, n + 1)
     ]
+    inside = FIGURE_WIDTH - 60, fig.layout.height - 86
+    assert len({x for x, _ in places}) == min(n, 2) and len({y for _, y in places}) == rows
+    for x, y in places:
+        width, height = (side * (end - start) for side, (start, end) in zip(inside, (x, y)))
+        assert min(width, height * 4 / 3) >= 480
+    assert fig.layout.width is None and FIGURE_WIDTH <= 1140  # a notebook on 1366 px
+    assert [a.text for a in fig.layout.annotations] == list(map(str, range(n)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-7])
+def test_a_few_high_scores_do_not_veil_the_photograph(scale):
+    "ALIKED's: almost every pixel is far below the highest score."
+    heatmap = 0.002 * torch.rand(1, 120, 160, generator=torch.Generator().manual_seed(0))
+    heatmap[:, ::12, ::16] = 0.9
+    heatmap[0, :8] = 0
+    pixels = np.asarray(heat_layer(heatmap * scale).convert("RGBA"))
+    assert (pixels[:8, :, 3] == 0).all() and (pixels[..., 3] == 0).mean() >= 0.5
+    assert (pixels[12::12, ::16] == [*VIRIDIS[255], 255]).all()
+    image = torch.rand(1, 120, 160, generator=torch.Generator().manual_seed(1))
+    shown = np.asarray(heatmap_picture(heatmap * scale, image))
+    assert (shown == np.asarray(to_pil(image).convert("RGB"))).all(2).mean() >= 0.5
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, float("nan")])
+def test_a_heatmap_of_one_value(value):
+    alpha = np.asarray(heat_layer(torch.full((1, 4, 5), value)).convert("RGBA"))[..., 3]
+    assert (alpha == (255 if value > 0 else 0)).all()
 
 
 def test_matches_end_on_their_points_and_wrong_ones_differ():

@@ -191,7 +191,7 @@ def test_names():
         and get_protocol("H1").name == "H1:sift"
         and get_protocol("H2:disk").settings() != get_protocol("H2").settings()
     )
-    with pytest.raises(ValueError, match="Known: H1, H2, R1"):
+    with pytest.raises(ValueError, match="Known: H1, H2, P1, R1"):
         get_protocol("r1")
     with pytest.raises(ValueError, match="protocol's selection"):
         H1.run(make_detector("harris", Selection()), None)

@@ -1,7 +1,9 @@
 "Controls are set in Python, and what is drawn is computed again without the widget."
 
 import asyncio
+import base64
 import io
+import re
 from datetime import datetime
 
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from spfpn.core.config import Config
+from spfpn.core.registry import DETECTORS
 from spfpn.core.runs import RunFolder
 from spfpn.data.images import folder_images, sample_images
 from spfpn.data.sequences import warped_sample_sequences
@@ -25,12 +29,14 @@ from spfpn.features.keypoints import (
 )
 from spfpn.features.student import StudentDetector
 from spfpn.geometry.homography import warp_image
+from spfpn.labels.masks import blob_mask
 from spfpn.models.spfpn import SPFPN
 from spfpn.show.image_explorers import (
     HeatmapExplorer,
     MaskExplorer,
     loss_table,
     selection_candidates,
+    selection_threshold,
 )
 from spfpn.show.run_explorers import ResultsExplorer, TrainingExplorer
 from spfpn.show.warp_explorer import WarpExplorer
@@ -97,42 +103,53 @@ class Fixed:
 
 @pytest.mark.parametrize("panel, detector", [(0, "harris"), (1, "sift")])
 def test_heatmap_points_follow_the_sliders(heatmaps, panel, detector):
-    for threshold, radius, limit, subpixel in (
-        (0.1, 4, 250, False),
-        (0.02, 8, 250, False),
-        (0.02, 2, 20, False),
-        (0.1, 4, 250, True),
-    ):
-        for name, value in dict(
-            threshold=threshold, radius=radius, limit=limit, subpixel=subpixel
-        ).items():
+    for points, radius, subpixel in ((30, 4, False), (15, 8, False), (20, 2, True)):
+        for name, value in dict(points=points, radius=radius, subpixel=subpixel).items():
             heatmaps.controls[name].value = value
-        image = sample_images().load(0, SIZE)[0]
-        scores, points = selection_candidates(make_detector(detector), image)
-        selection = Selection(
-            limit,
-            radius,
-            threshold * float((points.scores if scores is None else scores).max()),
-            subpixel=subpixel,
+        scores, every = selection_candidates(
+            make_detector(detector), sample_images().load(0, SIZE)[0]
         )
+        selection = Selection(points, radius, subpixel=subpixel)
         expected = (
             extract_keypoints(scores, selection)[0]
-            if points is None
-            else select_keypoints(points, SIZE, selection)
+            if every is None
+            else select_keypoints(every, SIZE, selection)
         )
-        assert 0 < len(expected) <= limit
-        assert np.allclose(drawn(heatmaps, panel), expected.xy) and np.allclose(
-            heatmaps.figure.data[panel].customdata, expected.scores
+        assert len(expected) == points and np.allclose(drawn(heatmaps, panel), expected.xy)
+        values = heatmaps.figure.data[panel].customdata
+        assert np.allclose(values[:, 0], expected.scores)
+        assert (values[:, 1] == np.arange(1, points + 1)).all()
+        title = heatmaps.figure.layout.annotations[panel].text
+        assert title.startswith(f"{detector}: {points} of ") and title in heatmaps.message.value
+
+
+def test_the_threshold_in_words_selects_the_points_shown(heatmaps):
+    image = sample_images().load(0, SIZE)[0]
+    for name, points in zip(("harris", "sift"), heatmaps.points):
+        said = re.search(
+            f"{name}: (\\d+) of (\\d+) points, threshold ([^,]+)", heatmaps.message.value
         )
-        assert (
-            f"{detector}: {len(expected)} points" in heatmaps.message.value
-            and heatmaps.figure.layout.annotations[panel].text
-            == f"{detector}: {len(expected)} points"
-        )
+        shown, every, threshold = int(said[1]), int(said[2]), float(said[3])
+        ranked = heatmaps.ranked(heatmaps["image"], name, 4, False)
+        assert len(points) == shown and len(ranked) == every
+        assert selection_threshold(ranked, shown) == pytest.approx(threshold, rel=5e-3)
+        selection = Selection(1000, threshold=selection_threshold(ranked, shown))
+        assert len(make_detector(name, selection).detect(image[None])[0]) == shown
+
+
+def test_every_detector_shows_as_many_points_by_default():
+    "With one share of the highest score for all, Harris had 23 points beside another's 250."
+    local = [n for n in DETECTORS.names() if not n.startswith("superpoint") and n != "xfeat"]
+    explorer = HeatmapExplorer(
+        sample_images(limit=2), list(map(make_detector, local)), most=len(local)
+    )
+    for i in range(2):
+        explorer.controls["image"].index = i
+        assert [len(points) for points in explorer.points] == [100] * len(local)
 
 
 def test_scores_are_computed_once_and_opacity_leaves_points_alone(heatmaps):
-    heatmaps.controls["threshold"].value = 0.05
+    heatmaps.controls["points"].value = 40
     before, passes = drawn(heatmaps), heatmaps.seen.cache_info().misses
     heatmaps.controls["opacity"].value = 0.2
     assert heatmaps.figure.layout.images[2].opacity == 0.2 and (drawn(heatmaps) == before).all()
@@ -210,7 +227,7 @@ def test_the_first_readable_photograph_is_shown(tmp_path):
         "none of 2 images can be read" in explorer.message.value
         and "a.png" in explorer.message.value
     )
-    explorer.controls["threshold"].value = 0.5
+    explorer.controls["points"].value = 20
     assert "none of 2 images can be read" in explorer.message.value
     Image.fromarray((np.random.default_rng(0).random((60, 80)) * 255).astype(np.uint8)).save(
         tmp_path / "c.png"
@@ -230,7 +247,7 @@ def test_the_first_readable_photograph_is_shown(tmp_path):
 
 def test_a_page_that_opens_later_begins_with_what_is_shown(heatmaps):
     "Also one that is loaded again: it has heard none of the changes."
-    heatmaps.controls["threshold"].value = 0.3
+    heatmaps.controls["points"].value = 20
     begins = heatmaps.figure.get_state(["_widget_data", "_widget_layout"])
     assert [image["source"] for image in begins["_widget_layout"]["images"]] == [
         image.source for image in heatmaps.figure.layout.images
@@ -261,11 +278,7 @@ def test_warped_points_are_H_times_x(degrees):
     )
     warps.controls["rotation"].value = degrees
     expected = carried(drawn(warps, 0), rotation(degrees))
-    assert (
-        len(expected)
-        and np.allclose(drawn(warps, 1), expected, atol=1e-3)
-        and np.allclose(drawn(warps, 2), expected, atol=1e-3)
-    )
+    assert len(expected) and np.allclose(drawn(warps, 1), expected, atol=1e-3)
 
 
 def test_every_control_of_the_warp_moves_the_points():
@@ -273,21 +286,43 @@ def test_every_control_of_the_warp_moves_the_points():
         sample_images(limit=1), make_detector("harris", Selection(max_keypoints=50)), SIZE
     )
     for name, value in dict(
-        scale=1.3, tilt_x=0.2, tilt_y=-0.2, right=0.1, down=-0.1, random=True
+        scale=1.3, tilt_x=0.2, tilt_y=-0.2, right=0.1, down=-0.1, random=None, reset=None
     ).items():
-        before = drawn(warps, 1)
-        warps.controls[name].value = value
+        before, control = drawn(warps, 1), warps.controls[name]
+        if value is None:
+            control.click()
+        else:
+            control.value = value
         now = drawn(warps, 1)
         assert np.allclose(now, carried(drawn(warps, 0), warps.H().numpy()), atol=1e-3), name
         assert now.shape != before.shape or not np.allclose(now, before), name
 
 
-def test_random_released_is_no_homography_again():
+def test_random_moves_the_sliders():
     warps = WarpExplorer(sample_images(limit=1), make_detector("harris"), SIZE)
-    warps.controls["random"].value = True
-    assert not np.allclose(warps.H(), np.eye(3), atol=1e-3)
-    warps.controls["random"].value = False
-    assert np.allclose(warps.H(), np.eye(3), atol=1e-6)
+    names = ("rotation", "scale", "tilt_x", "tilt_y", "right", "down")
+    start, shown = [warps[name] for name in names], []
+    other = WarpExplorer(sample_images(limit=1), make_detector("harris"), SIZE)
+    for _ in range(5):
+        warps.controls["random"].click()
+        shown.append([warps[name] for name in names])
+        other.place(**dict(zip(names, shown[-1])))  # the sliders say it all
+        assert torch.equal(other.H(), warps.H()) and warps.valid.float().mean() >= 0.5
+    assert len(set(map(tuple, shown))) == len(shown) and start not in shown
+    assert all(abs(rotation) <= 30 for rotation, *_ in shown)
+    for values in shown:  # where the browser's sliders can stand
+        steps = [warps.controls[name].step for name in names]
+        assert np.allclose(np.array(values) / steps, np.round(np.array(values) / steps))
+    warps.controls["reset"].click()
+    assert [warps[name] for name in names] == start
+
+
+def test_pixels_outside_the_photograph_are_marked_in_the_warp():
+    warps = WarpExplorer(sample_images(limit=1), make_detector("harris"), SIZE)
+    warps.controls["right"].value = 0.5
+    content = base64.b64decode(warps.figure.layout.images[2].source.partition(",")[2])
+    marked = np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))[..., 3] > 0
+    assert (marked == ~warps.valid[0, 0].numpy()).all() and 0.4 < marked.mean() < 0.6
 
 
 def test_matches_need_a_teacher():
@@ -404,28 +439,42 @@ def test_training_without_a_run_says_so(tmp_path):
     ] and list(training.figure.data[0].x) == [10, 20]
 
 
-def test_training_steps_through_saved_predictions(tmp_path):
-    log(tmp_path, "a", 3)
-    log(tmp_path, "b", 3)
-    phase = RunFolder(tmp_path / "a").phase(1)
-    phase.picture(0).parent.mkdir()
-    for epoch, gray in ((0, 0), (2, 200)):
-        Image.new("L", (4, 4), gray).save(phase.picture(epoch))
+def save_pictures(folder, run: str, epochs):
+    phase = RunFolder(folder / run).phase(1)
+    phase.picture(0).parent.mkdir(exist_ok=True)
+    for epoch in epochs:
+        Image.new("L", (4, 4), 40 * epoch).save(phase.picture(epoch))
+
+
+@pytest.mark.parametrize("epochs", [(1, 2, 3), (0, 2), (3, 5), (1,)])
+def test_each_position_of_the_epoch_slider_is_another_picture(tmp_path, epochs):
+    "A run saves from epoch 1 on: positions 0 and 1 of a slider of numbers were the same."
+    log(tmp_path, "a", 5)
+    save_pictures(tmp_path, "a", epochs)
+    training = TrainingExplorer(tmp_path)
+    slider, shown = training.controls["epoch"], []
+    assert slider.options == epochs and slider.disabled == (len(epochs) == 1)
+    for epoch in epochs:
+        slider.value = epoch
+        shown.append(training.pictures.value)
+        assert f"predictions of epoch {epoch}" in training.message.value
+    assert len(set(shown)) == len(epochs)
+
+
+def test_epochs_of_several_runs_and_of_one_that_goes_on(tmp_path):
+    for run, epochs in (("a", (1, 3)), ("b", (2,)), ("c", ())):
+        log(tmp_path, run, 3)
+        save_pictures(tmp_path, run, epochs)
     training = TrainingExplorer(tmp_path)
     training.controls["runs"].value = list(training.seen)
-    assert (
-        training.controls["epoch"].max == 2 and "b/phase1: no predictions" in training.message.value
-    )
-    shown = []
-    for epoch in range(3):
-        training.controls["epoch"].value = epoch
-        shown.append(
-            (
-                training.pictures.value,
-                f"epoch {epoch if epoch != 1 else 0}" in training.message.value,
-            )
-        )
-    assert shown[0][0] == shown[1][0] != shown[2][0] and all(said for _, said in shown)
+    assert training.controls["epoch"].options == (1, 2, 3)
+    training.controls["epoch"].value = 2
+    said = training.message.value
+    assert "a/phase1: predictions of epoch 1" in said and "b/phase1: predictions of epoch 2" in said
+    assert "c/phase1: no predictions" in said
+    save_pictures(tmp_path, "a", (4,))
+    training.controls["refresh"].click()
+    assert training.controls["epoch"].options == (1, 2, 3, 4) and training["epoch"] == 2
 
 
 def test_training_follows_a_run_and_stops(tmp_path):
@@ -508,3 +557,107 @@ def test_results_of_other_sequences_or_of_no_pairs(measured):
     )
     with pytest.raises(ValueError, match="no rows of pairs"):
         ResultsExplorer(rows.assign(protocol="S1"), views)
+
+
+def test_a_click_on_a_row_shows_its_pair(measured):
+    rows, views, kept = measured
+    results = ResultsExplorer(rows, views, kept)
+    results.controls["order"].value = "worst first"
+    names = [name for name, _ in results.controls["pair"].options]
+    rows = re.findall(r"<tr>\s*<td>(.*?)</td>\s*<td>(.*?)</td>", results.table.html)
+    assert list(map(" ".join, rows)) == names
+    for k in (3, 0):
+        results.table.row = k  # as the page sets it
+        assert results.controls["pair"].index == k and results.message.value.startswith(names[k])
+    results.controls["pair"].index = 4
+    assert results.table.row == 4
+
+
+def point_traces(explorer):
+    return [trace for trace in explorer.figure.data if trace.mode == "markers" and len(trace.x)]
+
+
+def test_every_point_tells_place_score_and_rank(measured, heatmaps):
+    rows, views, kept = measured
+    images = sample_images(limit=1)
+    aliked = make_detector("aliked", Selection(max_keypoints=30))
+    explorers = [heatmaps, WarpExplorer(images, aliked, SIZE), ResultsExplorer(rows, views, kept)]
+    explorers[1].controls["rotation"].value = 10
+    explorers[1].controls["matches"].value = True
+    (lines,) = explorers[1].extra["matches"].children
+    traces = [trace for explorer in explorers for trace in point_traces(explorer)]
+    assert len(traces) >= 2 + 2 + 2
+    for trace in [*traces, *(line for line in lines.data if len(line.x))]:
+        words = re.sub("<.*?>", " ", trace.hovertemplate)
+        assert all(re.search(rf"\b{word} %", words) for word in ("x", "y", "score", "rank")), words
+        places = [int(k) for k in re.findall(r"customdata\[(\d)\]", trace.hovertemplate)]
+        assert (
+            trace.customdata.shape[1] == max(places) + 1 and np.isfinite(trace.customdata[0]).all()
+        )
+
+
+def test_a_warped_point_keeps_its_score_and_rank():
+    harris = make_detector("harris", Selection(max_keypoints=50))
+    warps = WarpExplorer(sample_images(limit=1), harris, SIZE)
+    warps.controls["rotation"].value = 60
+    first, second = (trace.customdata for trace in warps.figure.data[:2])
+    ranks = second[:, 1].astype(int)
+    assert 0 < len(second) < len(first) and (second == first[ranks - 1]).all()
+    moved = np.c_[drawn(warps, 0), np.ones(len(first))] @ warps.H().numpy().T
+    assert np.allclose((moved[:, :2] / moved[:, 2:])[ranks - 1], drawn(warps, 1), atol=1e-3)
+
+
+def test_menus_offer_every_detector_of_the_registry(student):
+    images, harris = sample_images(limit=1), make_detector("harris", Selection(max_keypoints=20))
+    heatmaps = HeatmapExplorer(images, [harris], SIZE)
+    masks, warps = (kind(images, harris, SIZE, student) for kind in (MaskExplorer, WarpExplorer))
+    for explorer, name in ((heatmaps, "detector0"), (masks, "teacher"), (warps, "detector")):
+        assert set(explorer.controls[name].options) == set(DETECTORS.names())
+        explorer.controls[name].value = "spfpn-s"
+        assert "Error" not in explorer.message.value and "redrawn" in explorer.message.value
+    assert masks.keypoints.scores[0] < 1 and len(masks.xy) == len(warps.xy) == 20
+    for explorer in (masks, warps):
+        options = explorer.controls["student"].options
+        assert options[0] == "untrained" and {"spfpn-s", "spfpn-l"} <= set(options)
+        before = explorer.logits
+        explorer.controls["student"].value = "spfpn-l"
+        assert not torch.equal(explorer.logits, before)
+
+
+def test_a_detector_without_weights_is_a_message(monkeypatch):
+    explorer = HeatmapExplorer(sample_images(limit=1), [make_detector("harris")], SIZE)
+
+    def missing(name, selection):
+        raise OSError(f"{name}: no weights")
+
+    monkeypatch.setattr("spfpn.show.widgets.make_detector", missing)
+    explorer.controls["detector0"].value = "superpoint"
+    assert "superpoint: no weights" in explorer.message.value and explorer.sign.value == ""
+    explorer.controls["detector0"].value = "harris"
+    assert "harris: " in explorer.message.value and "no weights" not in explorer.message.value
+
+
+def test_masks_begin_with_the_sigma_of_a_training():
+    masks = MaskExplorer(sample_images(limit=1), Fixed(), SIZE)
+    assert masks["sigma"] == Config.load().phase1.sigma == 0.7
+    assert torch.equal(masks.mask, blob_mask(Fixed.xy, SIZE, 0.7))
+    assert WarpExplorer(sample_images(limit=1), Fixed(), SIZE).sigma == Config.load().phase2.sigma
+    assert MaskExplorer(sample_images(limit=1), Fixed(), SIZE, sigma=1.5)["sigma"] == 1.5
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_busy_is_said_before_the_work_and_never_after(heatmaps, monkeypatch, fails):
+    signs, drawn_by = [], HeatmapExplorer.draw
+
+    def draw(explorer, changed):
+        signs.append(explorer.sign.value)
+        if fails:
+            raise RuntimeError("out of memory")
+        return drawn_by(explorer, changed)
+
+    monkeypatch.setattr(HeatmapExplorer, "draw", draw)
+    changes = []
+    heatmaps.sign.observe(lambda change: changes.append(bool(change["new"])), "value")
+    heatmaps.controls["points"].value = 30
+    assert "computing" in signs[0] and 'role="status"' in signs[0]
+    assert changes == [True, False] and ("out of memory" in heatmaps.message.value) == fails

@@ -32,7 +32,7 @@ EXPLORERS = (
     "MaskExplorer(photographs, harris, vga, student).widget",
     "WarpExplorer(photographs, harris, vga, student).widget",
 )
-SLIDERS = ("threshold", "opacity", "NMS radius", "σ", "rotation °", "scale")
+SLIDERS = ("points", "opacity", "NMS radius", "σ", "rotation °", "scale")
 CLOCK = """plot => {
     window.times = {};
     const start = () => { window.times = {down: performance.now()} };

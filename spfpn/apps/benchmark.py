@@ -33,7 +33,7 @@ from spfpn.features.keypoints import (
 )
 from ..features.teachers import SUPERPOINT_MAGICLEAP, SuperPoint
 from ..features.xfeat import XFEAT_WEIGHTS, XFeat
-from ..geometry.homography import pad_to_multiple, resize_image
+from ..geometry.homography import resize_image
 from ..labels.labeling import ImageLoader, label_images
 from ..models.spfpn import list_pretrained, load_checkpoint
 from ..show.pictures import to_pil
@@ -51,9 +51,8 @@ class _ExtractorHeatmap(nn.Module):
         self.net, self.extractor = extractor.net, extractor
 
     def heatmap(self, images: Tensor) -> Tensor:
-        h, w = images.shape[-2:]
-        padded = pad_to_multiple(images, self.extractor.cell, self.extractor.smallest)
-        return self.extractor.dense(padded)[0][..., :h, :w]
+        scores = self.extractor.dense(self.extractor.fit(images))[0]
+        return self.extractor.unfit(scores, (images.shape[-2], images.shape[-1]))
 
 # %% ../../nbs/research/benchmark.ipynb #rb07
 _PEERS: dict[str, tuple[Any, Any, str]] = {

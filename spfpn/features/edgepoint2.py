@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.distributed import detector_tensors
 from ..core.files import Weights, load_weights
 from ..core.registry import DETECTORS
 from ..data.images import to_gray
-from .extractor import Extractor, load_network
+from .extractor import ShrinkingExtractor, load_network
 from .keypoints import Keypoints, Selection, extract_keypoints
 
 # %% auto #0
@@ -115,23 +114,11 @@ _LAYERS = {  # channels of the stem, of the blocks, of the scores; dimension of 
     "edgepoint2-e64": (16, (16, 48, 64), 16, 64),
 }
 
-# %% ../../nbs/features/edgepoint2.ipynb #76a419bc
-def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(maps, size, mode="bilinear", align_corners=False)
-
-
-def _own_choice(scores: Tensor, size: tuple[int, int]) -> Keypoints:
-    "Find the maxima of scores [1, 1, h, w], at their places in an image of `size`."
-    every = Selection(max_keypoints=10**6, nms_radius=2, border=0)
-    (found,) = extract_keypoints(scores, every)
-    factor = torch.tensor([size[1] / scores.shape[-1], size[0] / scores.shape[-2]])
-    return Keypoints((found.xy + 0.5) * factor - 0.5, found.scores)
-
 # %% ../../nbs/features/edgepoint2.ipynb #52dba803
-class EdgePoint2(Extractor):
+class EdgePoint2(ShrinkingExtractor):
     "EdgePoint2, with 32-D or 64-D descriptors."
 
-    cell, smallest = 32, 32
+    cell, stride = 32, 4
 
     def __init__(
         self,
@@ -152,29 +139,12 @@ class EdgePoint2(Extractor):
         scores = logits.sigmoid()
         return scores, (descriptors, scores)
 
-    @detector_tensors()
-    def forward(self, images: Tensor) -> tuple[Tensor, Any]:
-        "Return scores [B, 1, H, W] of images, on the CPU, and features of the shrunk images."
-        size = (images.shape[-2], images.shape[-1])
-        inner = (max(32, size[0] // 32 * 32), max(32, size[1] // 32 * 32))
-        scores, features = self.dense(_resized(images.to(self.device), inner))
-        return _resized(scores, size).float().cpu(), features
+    def choose_shrunk(self, features: Any, i: int) -> Keypoints:
+        every = Selection(max_keypoints=10**6, nms_radius=2, border=0)
+        return extract_keypoints(features[1][i, None], every)[0]
 
-    @detector_tensors()
-    def choose(
-        self, scores: Tensor, features: Any, region: Tensor | None = None
-    ) -> list[Keypoints]:
-        if not self.native_nms:
-            return super().choose(scores, features, region)
-        size = (scores.shape[-2], scores.shape[-1])
-        regions = [None] * len(scores) if region is None else region[:, 0]
-        chosen = (_own_choice(own[None], size) for own in features[1])
-        return [self._best(points, size, where) for points, where in zip(chosen, regions)]
-
-    def sample(self, features: Any, i: int, xy: Tensor, size: tuple[int, int]) -> Tensor:
-        places = 2 * (xy + 0.5) / xy.new_tensor([size[1], size[0]]) - 1
-        maps = features[0][i, None]
-        return F.grid_sample(maps, places[None, None], align_corners=False)[0, :, 0].T
+    def sample_shrunk(self, features: Any, i: int, xy: Tensor) -> Tensor:
+        return super().sample_shrunk(features[0], i, xy)
 
 
 for _name in EDGEPOINT2_WEIGHTS:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from spfpn.features.keypoints import (
 from ..geometry.homography import pad_to_multiple
 
 # %% auto #0
-__all__ = ['Extractor', 'load_network']
+__all__ = ['Extractor', 'ShrinkingExtractor', 'load_network']
 
 # %% ../../nbs/features/extractor.ipynb #4884fdcd
 class _Parts:
@@ -81,15 +82,22 @@ class _Network(_Parts):
 
     __repr__ = detector_repr
 
+    def fit(self, images: Tensor) -> Tensor:
+        "Return images [B, C, H, W] at a size that the network takes."
+        return pad_to_multiple(images, self.cell, self.smallest)
+
+    def unfit(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        "Return the scores of images of `size` from those of `fit`."
+        return scores[..., : size[0], : size[1]]
+
     @detector_tensors()
     def forward(self, images: Tensor) -> tuple[Tensor, Any]:
         "Return scores [B, 1, H, W] of images, on the CPU, and features of the padded images."
         h, w = images.shape[-2:]
         if self.device.type == "cpu":  # a GPU refuses what it has no memory for
             require_memory(self.bytes_per_pixel * len(images) * h * w)
-        padded = pad_to_multiple(images.to(self.device), self.cell, self.smallest)
-        scores, features = self.dense(padded)
-        return scores[..., :h, :w].float().cpu(), features
+        scores, features = self.dense(self.fit(images.to(self.device)))
+        return self.unfit(scores, (h, w)).float().cpu(), features
 
     def heatmap(self, images: Tensor) -> Tensor:
         "Score the pixels of images [B, C, H, W] in [0, 1]: [B, 1, H, W], above 0."
@@ -171,6 +179,55 @@ class Extractor(_Detecting):
         "Find keypoints with descriptors, in one forward pass."
         points, features = self._found(images, mask)
         return self._described(features, points, images)
+
+# %% ../../nbs/features/extractor.ipynb #497212a3
+class _Shrinking(Extractor):
+    "An extractor that shrinks images to multiples of `cell`."
+
+    def _shrunk(self, size: tuple[int, int]) -> tuple[int, int]:
+        h, w = (max(self.cell, n // self.cell * self.cell) for n in size)
+        return h, w
+
+    def _factor(self, size: tuple[int, int]) -> Tensor:
+        "Return how many pixels (x, y) of an image of `size` a pixel of the shrunk one covers."
+        h, w = self._shrunk(size)
+        return torch.tensor([size[1] / w, size[0] / h])
+
+    def fit(self, images: Tensor) -> Tensor:
+        return self.unfit(images, self._shrunk((images.shape[-2], images.shape[-1])))
+
+    def unfit(self, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        return F.interpolate(scores, size, mode="bilinear", align_corners=False)
+
+    def choose_shrunk(self, features: Any, i: int) -> Keypoints:
+        "Choose keypoints of image `i`, in pixels of the shrunk image."
+        raise NotImplementedError
+
+    def sample_shrunk(self, features: Any, i: int, xy: Tensor) -> Tensor:
+        "Sample features of image `i` at pixels [N, 2] of the shrunk image: [N, D]."
+        return super().sample(features, i, xy, (0, 0))
+
+# %% ../../nbs/features/extractor.ipynb #3420e061
+class ShrinkingExtractor(_Shrinking):
+    "An extractor that shrinks images; a subclass gives `dense` and `choose_shrunk`."
+
+    @detector_tensors()
+    def choose(
+        self, scores: Tensor, features: Any, region: Tensor | None = None
+    ) -> list[Keypoints]:
+        if not self.native_nms:
+            return super().choose(scores, features, region)
+        size, found = (scores.shape[-2], scores.shape[-1]), []
+        for i in range(len(scores)):
+            points = self.choose_shrunk(features, i)
+            places = (points.xy + 0.5) * self._factor(size) - 0.5
+            where = None if region is None else region[i, 0]
+            found.append(self._best(replace(points, xy=places), size, where))
+        return found
+
+    def sample(self, features: Any, i: int, xy: Tensor, size: tuple[int, int]) -> Tensor:
+        there = (xy + 0.5) / self._factor(size).to(xy.device) - 0.5
+        return self.sample_shrunk(features, i, there)
 
 # %% ../../nbs/features/extractor.ipynb #9d6e4420
 def load_network(

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.distributed import detector_tensors
 from ..core.files import Weights, load_weights
 from ..core.registry import DETECTORS
 from ..data.images import to_gray
@@ -23,7 +22,6 @@ from spfpn.features.keypoints import (
     Selection,
     cells_to_heatmap,
     extract_keypoints,
-    keypoint_region,
 )
 
 # %% auto #0
@@ -115,14 +113,12 @@ class SuperPoint(Extractor):
         cells, descriptors = self.net(to_gray(images))
         return cells_to_heatmap(cells), F.normalize(descriptors, dim=1)
 
-    @detector_tensors()
-    def detect_and_describe(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
+    def detect_and_describe(self, images: Tensor, *where: Any, **named: Any) -> list[Keypoints]:
         "Find keypoints with descriptors, at least 4 px apart, as its authors do."
-        scores, features = self.forward(images)
-        radius = max(self.selection.nms_radius, _AUTHORS_RADIUS if self.native_nms else 0)
-        region = keypoint_region(images, mask, self.selection.border)
-        points = extract_keypoints(scores, replace(self.selection, nms_radius=radius), region)
-        return self._described(features, points, images)
+        spaced, radius = copy(self), _AUTHORS_RADIUS if self.native_nms else 0
+        radius = max(self.selection.nms_radius, radius)
+        spaced.selection = replace(self.selection, nms_radius=radius)
+        return super(SuperPoint, spaced).detect_and_describe(images, *where, **named)
 
 
 @DETECTORS.register("superpoint-open")

@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..core.distributed import detector_tensors
 from ..core.files import Weights, load_weights
 from ..core.registry import DETECTORS
-from .extractor import Extractor, load_network
+from .extractor import ShrinkingExtractor, load_network
 from .keypoints import Keypoints, Selection, cells_to_heatmap
 
 # %% auto #0
@@ -51,7 +50,7 @@ def _network(pretrained: bool, path: str | Path) -> Any:
 
 # %% ../../nbs/features/xfeat.ipynb #4a910246
 @DETECTORS.register("xfeat")
-class XFeat(Extractor):
+class XFeat(ShrinkingExtractor):
     "XFeat, with 64-D descriptors."
 
     name, cell = "xfeat", 32
@@ -73,20 +72,10 @@ class XFeat(Extractor):
         full = F.interpolate(reliability, size=size, mode="bilinear", align_corners=False)
         return heatmap * full, (descriptors, heatmap, reliability)
 
-    @detector_tensors()
-    def choose(
-        self, scores: Tensor, features: Any, region: Tensor | None = None
-    ) -> list[Keypoints]:
-        if not self.native_nms:
-            return super().choose(scores, features, region)
-        size = (scores.shape[-2], scores.shape[-1])
-        maps = zip(*(f.split(1) for f in features[1:]))
-        regions = [None] * len(scores) if region is None else region[:, 0]
-        return [
-            self._best(_strict_maxima(*both), size, where) for both, where in zip(maps, regions)
-        ]
+    def choose_shrunk(self, features: Any, i: int) -> Keypoints:
+        return _strict_maxima(features[1][i, None], features[2][i, None])
 
-    def sample(self, features: Any, i: int, xy: Tensor, size: tuple[int, int]) -> Tensor:
+    def sample_shrunk(self, features: Any, i: int, xy: Tensor) -> Tensor:
         return _sparse(features[0][i, None], xy, features[1], "bicubic")
 
 # %% ../../nbs/features/xfeat.ipynb #2b3ad06a

@@ -26,6 +26,7 @@ from spfpn.show.pictures import (
     VERMILLION,
     colorize,
     data_uri,
+    heat_layer,
     line_style,
     match_endpoints,
     picture_grid,
@@ -33,11 +34,14 @@ from spfpn.show.pictures import (
 )
 
 # %% auto #0
-__all__ = ['picture_panels', 'keypoint_figure', 'heatmap_figure', 'mask_figure', 'warp_figure', 'match_figure',
-           'repeatability_traces', 'repeatability_figure', 'training_curves', 'detector_curves_figure', 'html_table']
+__all__ = ['FIGURE_WIDTH', 'picture_panels', 'point_values', 'keypoint_figure', 'heatmap_figure', 'mask_figure', 'invalid_layer',
+           'warp_figure', 'match_figure', 'repeatability_traces', 'repeatability_figure', 'training_curves',
+           'detector_curves_figure', 'html_table']
 
 # %% ../../nbs/show/figures.ipynb #3883750e
+FIGURE_WIDTH = 1120  # pixels, at most
 _GRID = dict(gridcolor="rgba(128,128,128,.3)", zeroline=False)
+_MARGIN = dict(l=40, r=20, t=56, b=30)  # pixels
 
 
 def _style(fig: go.Figure, height: int) -> go.Figure:
@@ -45,7 +49,7 @@ def _style(fig: go.Figure, height: int) -> go.Figure:
     clear = "rgba(0,0,0,0)"
     return fig.update_layout(
         height=height,
-        margin=dict(l=40, r=20, t=56, b=30),
+        margin=_MARGIN,
         paper_bgcolor=clear,
         plot_bgcolor=clear,
         font_color=GRAY,
@@ -54,57 +58,100 @@ def _style(fig: go.Figure, height: int) -> go.Figure:
         legend=dict(orientation="h", y=-0.08),
     )
 
+# %% ../../nbs/show/figures.ipynb #bc2ee8ab
+_SPACE, _GAP, _TALLEST = 0.03, 50, 480  # between columns, of the width; rows and panels, pixels
 
-def _add_picture(fig: go.Figure, shown: Image.Image, column: int, opacity: float = 1.0) -> None:
-    "Put a picture behind a panel, where its pixels belong."
-    axis = f"x{column}".removesuffix("1")
-    hair = 1e-6 * sum(image.xref == axis for image in fig.layout.images)
+
+def _empty_panels(
+    n: int,
+    size: tuple[int, int],  # height, width of the pictures to come
+    titles: Sequence[str] | None = None,
+    columns: int = 2,  # panels side by side
+) -> go.Figure:
+    "Lay out panels in rows, as large as a figure's width allows."
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    inside = FIGURE_WIDTH - _MARGIN["l"] - _MARGIN["r"]
+    tall = min(inside / columns * (1 - _SPACE) * size[0] / size[1], _TALLEST)
+    height = rows * tall + (rows - 1) * _GAP
+    cells: list[dict[str, Any] | None] = [*[{}] * n, *[None] * (rows * columns - n)]
+    specs = [cells[r * columns : (r + 1) * columns] for r in range(rows)]
+    space = dict(horizontal_spacing=_SPACE, vertical_spacing=_GAP / height)
+    fig = make_subplots(rows, columns, specs=specs, subplot_titles=titles, **space)
+    return _style(fig, round(height) + _MARGIN["t"] + _MARGIN["b"])
+
+
+def _axes(k: int) -> dict[str, str]:
+    "Name the axes of panel `k`, counted from 1, as traces do."
+    return {f"{axis}axis": f"{axis}{k if k > 1 else ''}" for axis in "xy"}
+
+# %% ../../nbs/show/figures.ipynb #f6879590
+def _add_picture(fig: go.Figure, shown: Image.Image, k: int, opacity: float = 1.0) -> None:
+    "Put a picture behind panel `k`, where its pixels belong."
+    axes = _axes(k)
+    hair = 1e-6 * sum(image.xref == axes["xaxis"] for image in fig.layout.images)
     place = dict(x=-0.5, y=-0.5, sizex=shown.width + hair, sizey=shown.height, sizing="stretch")
-    panel = dict(row=1, col=column, layer="below")
+    panel = dict(xref=axes["xaxis"], yref=axes["yaxis"], layer="below")
     fig.add_layout_image(source=data_uri(shown), opacity=opacity, **place, **panel)
 
 # %% ../../nbs/show/figures.ipynb #b4170d33
-def _fit_axes(fig: go.Figure, shown: Image.Image, column: int) -> None:
-    "Fit the axes of a panel to a picture: y grows downwards, pixels are square."
-    panel = dict(row=1, col=column, constrain="domain", showgrid=False, zeroline=False)
-    fig.update_xaxes(range=[-0.5, shown.width - 0.5], **panel)
-    fig.update_yaxes(range=[shown.height - 0.5, -0.5], scaleanchor=f"x{column}", **panel)
+def _fit_axes(fig: go.Figure, shown: Image.Image, k: int) -> None:
+    "Fit the axes of panel `k` to a picture: y grows downwards, pixels are square."
+    look = dict(constrain="domain", showgrid=False, zeroline=False)
+    x, y = fig.layout[f"xaxis{k}"], fig.layout[f"yaxis{k}"]
+    x.update(range=[-0.5, shown.width - 0.5], **look)
+    y.update(range=[shown.height - 0.5, -0.5], scaleanchor=_axes(k)["xaxis"], **look)
 
 
 def picture_panels(
     pictures: Sequence[Image.Image],
-    titles: Sequence[str] | None = None,  # one for each picture
-    linked: bool = True,  # panels zoom together
-    height: int = 380,  # of the figure, in pixels
+    titles: Sequence[str] | None = None,  # one for each panel
+    linked: bool = True,  # pictures zoom together
+    empty: int = 0,  # panels after those of the pictures
 ) -> go.Figure:
     "Put pictures side by side; x points right and y points down, in pixels."
-    fig = make_subplots(1, len(pictures), subplot_titles=titles, horizontal_spacing=0.03)
-    for column, shown in enumerate(pictures, 1):
-        _add_picture(fig, shown, column)
-        _fit_axes(fig, shown, column)
-    if linked and len(pictures) > 1:
-        fig.update_xaxes(matches="x").update_yaxes(matches="y")
-    return _style(fig, height)
+    first = pictures[0]
+    fig = _empty_panels(len(pictures) + empty, (first.height, first.width), titles)
+    for k, shown in enumerate(pictures, 1):
+        _add_picture(fig, shown, k)
+        _fit_axes(fig, shown, k)
+        if linked and k > 1:
+            fig.layout[f"xaxis{k}"].matches, fig.layout[f"yaxis{k}"].matches = "x", "y"
+    return fig
 
 # %% ../../nbs/show/figures.ipynb #65aa8a14
-_PLACE = "x %{x:.2f}<br>y %{y:.2f}"
-
-
-def _keypoint_trace(points: Any, name: str = "points", color: str = ORANGE) -> go.Scatter:
-    "Draw Keypoints, or points [N, 2], as a trace."
-    scores = getattr(points, "scores", None)
+def point_values(
+    points: Any,  # Keypoints, or [N, 2] as (x, y) in pixels
+    name: str = "points",
+    ranks: Any = None,  # [N], from 1; None: points come best first
+    nearest: Any = None,  # [N], distance to the other view's nearest point, in pixels
+) -> dict[str, Any]:  # of a trace: places, and what appears under the mouse
+    "Compute what a trace of points holds."
     xy = torch.as_tensor(getattr(points, "xy", points)).detach().cpu().reshape(-1, 2).numpy()
-    hover = _PLACE if scores is None else f"{_PLACE}<br>score %{{customdata:.4f}}"
-    return go.Scatter(
+    scores = getattr(points, "scores", None)
+    if scores is None or ranks is None:
+        ranks = None if scores is None else torch.arange(1, len(xy) + 1)
+    texts = {"score %{{customdata[{}]:.3g}}": scores, "rank %{{customdata[{}]:.0f}}": ranks}
+    texts |= {"nearest %{{customdata[{}]:.2f}} px": nearest}
+    known = {
+        text: torch.as_tensor(v).detach().cpu().double()
+        for text, v in texts.items()
+        if v is not None
+    }
+    lines = ["x %{x:.2f}", "y %{y:.2f}", *(text.format(k) for k, text in enumerate(known))]
+    return dict(
         x=xy[:, 0],
         y=xy[:, 1],
-        mode="markers",
-        name=name,
-        hovertemplate=f"{hover}<extra>{escape(name)}</extra>",
-        customdata=None if scores is None else scores.detach().cpu().numpy(),
-        marker=dict(symbol="circle-open", size=8, color=color, line_width=2),
-        showlegend=False,
+        customdata=torch.stack(list(known.values()), 1).numpy() if known else None,
+        hovertemplate=f"{'<br>'.join(lines)}<extra>{escape(name)}</extra>",
     )
+
+# %% ../../nbs/show/figures.ipynb #db36246b
+def _keypoint_trace(points: Any, name: str = "points", color: str = ORANGE) -> go.Scatter:
+    "Draw Keypoints, or points [N, 2], as a trace."
+    marker = dict(symbol="circle-open", size=8, color=color, line_width=2)
+    look = dict(mode="markers", name=name, marker=marker, showlegend=False)
+    return go.Scatter(**point_values(points, name), **look)
 
 
 def keypoint_figure(
@@ -114,7 +161,7 @@ def keypoint_figure(
     color: str = ORANGE,
 ) -> go.Figure:
     "Draw an image with its keypoints; their scores appear under the mouse."
-    return picture_panels([to_pil(image)]).add_trace(_keypoint_trace(keypoints, name, color), 1, 1)
+    return picture_panels([to_pil(image)]).add_trace(_keypoint_trace(keypoints, name, color))
 
 # %% ../../nbs/show/figures.ipynb #070a5b71
 def heatmap_figure(
@@ -123,35 +170,15 @@ def heatmap_figure(
     keypoints: Sequence[Any],  # of each heatmap: Keypoints or [N, 2]
     titles: Sequence[str] | None = None,
     opacity: float = 0.6,  # of the heatmaps
-    limits: tuple[float, float] | None = None,  # of the colors, as in `colorize`
+    limits: tuple[float, float] | None = None,  # of the colors, as in `heat_layer`
 ) -> go.Figure:
     "Draw heatmaps over an image side by side, each with its keypoints."
     fig = picture_panels([to_pil(image)] * len(heatmaps), titles)
-    for column, (heatmap, points) in enumerate(zip(heatmaps, keypoints, strict=True), 1):
+    for k, (heatmap, points) in enumerate(zip(heatmaps, keypoints, strict=True), 1):
         values = torch.zeros(1, 1, 1) if heatmap is None else heatmap
-        _add_picture(fig, colorize(values, limits), column, opacity)
+        _add_picture(fig, heat_layer(values, limits), k, opacity)
         fig.layout.images[-1].visible = heatmap is not None
-        fig.add_trace(_keypoint_trace(points), 1, column)
-    return fig
-
-# %% ../../nbs/show/figures.ipynb #e3501322
-def _mask_panels(pictures: Sequence[Image.Image]) -> go.Figure:
-    "Lay out pictures in a row, which zoom together, with one wide panel beneath them."
-    n = len(pictures)
-    fig = make_subplots(
-        2,
-        n,
-        specs=[[{}] * n, [{"colspan": n}] + [None] * (n - 1)],
-        row_heights=[0.66, 0.34],
-        vertical_spacing=0.12,
-        horizontal_spacing=0.03,
-        subplot_titles=["target", "prediction", "prediction − target"] if n == 3 else None,
-    )
-    for column, shown in enumerate(pictures, 1):
-        _add_picture(fig, shown, column)
-        _fit_axes(fig, shown, column)
-    if n > 1:
-        fig.update_xaxes(matches="x", row=1).update_yaxes(matches="y", row=1)
+        fig.add_trace(_keypoint_trace(points).update(_axes(k)))
     return fig
 
 # %% ../../nbs/show/figures.ipynb #fde701ca
@@ -180,43 +207,65 @@ def mask_figure(
     prediction: Any = None,  # [1, H, W]
 ) -> go.Figure:
     "Draw a mask and a cross-section of it, beside a prediction where there is one."
-    maps = [_plane(mask)] if prediction is None else [_plane(mask), _plane(prediction)]
-    width = maps[0].shape[1]
+    maps = [_plane(values) for values in (mask, prediction) if values is not None]
+    width, names = maps[0].shape[1], ["target", "prediction", "prediction − target"]
     row = int(maps[0].argmax()) // width if row is None else row
     pictures = [colorize(values, limits) for values in maps]
-    if prediction is not None:
-        pictures.append(colorize(maps[1] - maps[0], (-1, 1), DIVERGING))
-    fig = _mask_panels(pictures)
-    for column in range(1, len(pictures) + 1):
-        fig.add_trace(_row_marker(row, width), 1, column)
-    for name, color, values in zip(("target", "prediction"), (SKY, ORANGE), maps):
-        fig.add_trace(_cross_section(values[row], name, color), 2, 1)
-    fig.update_xaxes(range=[-0.5, width - 0.5], showgrid=False, zeroline=False, row=2)
-    low, high = limits[0] - 0.05, limits[1] + 0.05
-    fig.update_yaxes(range=[low, high], title_text=f"row {row}", **_GRID, row=2, col=1)
-    return _style(fig, 480).update_layout(showlegend=prediction is not None)
+    pictures += [colorize(m - maps[0], (-1, 1), DIVERGING) for m in maps[1:]]
+    fig = picture_panels(pictures, [*names[: len(pictures)], f"row {row}"], empty=1)
+    for k in range(1, len(pictures) + 1):
+        fig.add_trace(_row_marker(row, width).update(_axes(k)))
+    last = len(pictures) + 1
+    for name, color, values in zip(names, (SKY, ORANGE), maps):
+        fig.add_trace(_cross_section(values[row], name, color).update(_axes(last)))
+    fig.layout[f"xaxis{last}"].update(range=[-0.5, width - 0.5], showgrid=False, zeroline=False)
+    fig.layout[f"yaxis{last}"].update(range=[limits[0] - 0.05, limits[1] + 0.05], **_GRID)
+    return fig.update_layout(showlegend=prediction is not None)
 
 # %% ../../nbs/show/figures.ipynb #3de5c167
+_BLUE = np.full((256, 3), list(bytes.fromhex(SKY[1:])), np.uint8)
+
+
+def invalid_layer(valid: Any) -> Image.Image:  # [1, H, W] bool; a palette picture
+    "Draw what a warp shows from outside its image, to lie over the warp: blue, the rest clear."
+    shown = colorize(torch.as_tensor(valid) == 0, (0, 1), _BLUE)
+    shown.info["transparency"] = bytes(range(256))
+    return shown
+
+
 def warp_figure(
     image: Any,  # [C, H, W]
     warped: Any,  # [C, H, W]
     valid: Any,  # [1, H, W]: which pixels of the warp come from the image
-    xy: Any,  # points [N, 2] in the image
+    xy: Any,  # Keypoints, or points [N, 2], in the image
     xy_warped: Any,  # the same points in the warp
 ) -> go.Figure:
-    "Draw an image beside its warp and the warp's validity mask, with points."
-    views = [to_pil(image), to_pil(warped), to_pil(valid)]
-    fig = picture_panels(views, ["image", "warp", "valid"], linked=False)
-    fig.update_layout(xaxis3_matches="x2", yaxis3_matches="y2")
-    for column, points in enumerate((xy, xy_warped, xy_warped), 1):
-        fig.add_trace(_keypoint_trace(points), 1, column)
-    return fig
+    "Draw an image beside its warp, with points; blue is what the image does not show."
+    fig = picture_panels([to_pil(image), to_pil(warped)], ["image", "warp"], linked=False)
+    _add_picture(fig, invalid_layer(valid), 2, 0.5)
+    fig.add_trace(_keypoint_trace(xy).update(_axes(1)))
+    return fig.add_trace(_keypoint_trace(xy_warped).update(_axes(2)))
 
 # %% ../../nbs/show/figures.ipynb #7273a9dd
-def _match_trace(ends: np.ndarray, errors: np.ndarray, name: str, color: str) -> go.Scatter:
+_END = "x %{customdata[0]:.2f}<br>y %{customdata[1]:.2f}<br>"
+_SCORED = "score %{customdata[2]:.3g}<br>rank %{customdata[3]:.0f}<br>"
+
+
+def _match_ends(
+    points: Any,  # Keypoints or [N, 2]
+    index: Tensor,  # [M], of the points that are matched
+) -> Tensor:  # [M, 4]: x, y, score, rank; NaN without scores
+    "Collect what the mouse tells of one end of each match."
+    xy = torch.as_tensor(getattr(points, "xy", points)).detach().cpu().double().reshape(-1, 2)
+    scores = getattr(points, "scores", torch.full((len(xy),), torch.nan)).detach().cpu()
+    return torch.column_stack((xy, scores, torch.arange(1, len(xy) + 1)))[index]
+
+
+def _match_trace(ends: np.ndarray, values: Tensor, name: str, color: str) -> go.Scatter:
     "Draw lines between ends [M, 2, 2] as one trace, with a gap after each line."
     gaps = np.full((len(ends), 1, 2), np.nan)
     xy = np.concatenate([ends, gaps], 1).reshape(-1, 2)
+    ranked = "" if values[..., 2].isnan().any() else _SCORED
     return go.Scatter(
         x=xy[:, 0],
         y=xy[:, 1],
@@ -224,11 +273,11 @@ def _match_trace(ends: np.ndarray, errors: np.ndarray, name: str, color: str) ->
         name=name,
         line=dict(color=color, width=1),
         marker_size=4,
-        customdata=errors.repeat(3),
-        hovertemplate="error %{customdata:.2f} px<extra></extra>",
+        customdata=values.reshape(-1, 5).numpy(),
+        hovertemplate=f"{_END}{ranked}error %{{customdata[4]:.2f}} px<extra></extra>",
     )
 
-
+# %% ../../nbs/show/figures.ipynb #0aff2c6b
 def match_figure(
     image1: Any,  # [C, H, W]
     image2: Any,  # [C, H, W]
@@ -241,33 +290,36 @@ def match_figure(
     "Draw two images side by side with a line for each match."
     sheet = picture_grid([to_pil(image1), to_pil(image2)])
     offset = sheet.width - torch.as_tensor(image2).shape[-1]
-    ends = np.stack(match_endpoints(xy1, xy2, matches, offset=offset), 1)
-    errors = np.zeros(len(ends)) if errors is None else np.asarray(errors, dtype=float)
-    good = errors <= correct
-    fig = picture_panels([sheet])
-    fig.add_trace(_match_trace(ends[good], errors[good], f"within {correct:g} px", SKY), 1, 1)
-    return fig.add_trace(_match_trace(ends[~good], errors[~good], "farther", VERMILLION), 1, 1)
+    lines = np.stack(match_endpoints(xy1, xy2, matches, offset=offset), 1)
+    index = torch.as_tensor(matches).long().reshape(-1, 2).cpu()
+    off = torch.zeros(len(index)) if errors is None else torch.as_tensor(errors).cpu()
+    ends = [torch.column_stack((_match_ends(p, i), off)) for p, i in zip((xy1, xy2), index.T)]
+    values, good, fig = torch.stack((*ends, ends[1]), 1), off <= correct, picture_panels([sheet])
+    for chosen, name, color in (
+        (good, f"within {correct:g} px", SKY),
+        (~good, "farther", VERMILLION),
+    ):
+        fig.add_trace(_match_trace(lines[chosen.numpy()], values[chosen], name, color))
+    return fig
 
 # %% ../../nbs/show/figures.ipynb #6054c147
 def repeatability_traces(
-    points: Any,  # Keypoints or [N, 2] of one view
+    points: Any,  # Keypoints or [N, 2] of one view, best first
     distances: Any,  # [N], of each point to the nearest one of the other view, in pixels
     epsilon: float = 3.0,  # largest distance of a point that repeats
 ) -> list[go.Scatter]:  # those that repeat, and the others
     "Draw the points of one view as two traces."
-    xy, distances = torch.as_tensor(getattr(points, "xy", points)), torch.as_tensor(distances)
+    distances, ranks = torch.as_tensor(distances), torch.arange(1, len(distances) + 1)
     near = distances <= epsilon
     kinds = (("repeats", "circle-open", SKY, near), ("does not", "x-thin-open", VERMILLION, ~near))
+    take = points.select if hasattr(points, "xy") else torch.as_tensor(points).__getitem__
     return [
         go.Scatter(
-            x=xy[chosen, 0].cpu().numpy(),
-            y=xy[chosen, 1].cpu().numpy(),
-            customdata=distances[chosen].numpy(),
+            **point_values(take(chosen), name, ranks[chosen], distances[chosen]),
             mode="markers",
             name=name,
             legendgroup=name,
             marker=dict(symbol=symbol, size=8, color=color, line_width=2),
-            hovertemplate=f"{_PLACE}<br>nearest %{{customdata:.2f}} px<extra></extra>",
         )
         for name, symbol, color, chosen in kinds
     ]
@@ -283,9 +335,9 @@ def repeatability_figure(
 ) -> go.Figure:
     "Draw two views, with the points that repeat and the points that do not."
     fig = picture_panels(list(map(to_pil, views)), ["first image", "second image"], linked=False)
-    for column, side in enumerate(zip(points, distances), 1):
+    for k, side in enumerate(zip(points, distances), 1):
         for trace in repeatability_traces(*side, epsilon):
-            fig.add_trace(trace.update(showlegend=column == 1), 1, column)
+            fig.add_trace(trace.update(showlegend=k == 1, **_axes(k)))
     return fig.update_layout(showlegend=True)
 
 # %% ../../nbs/show/figures.ipynb #b5c87b98

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['PALETTE', 'ORANGE', 'SKY', 'VERMILLION', 'GRAY', 'VIRIDIS', 'DIVERGING', 'line_style', 'to_pil', 'zoom_picture',
-           'draw_keypoints', 'keypoint_picture', 'colorize', 'heatmap_picture', 'picture_grid', 'match_endpoints',
-           'draw_matches', 'new_chart', 'chart_picture', 'detector_curves_picture', 'data_uri']
+           'draw_keypoints', 'keypoint_picture', 'colorize', 'heat_limits', 'heat_layer', 'heatmap_picture',
+           'picture_grid', 'match_endpoints', 'draw_matches', 'new_chart', 'chart_picture', 'detector_curves_picture',
+           'data_uri']
 
 # %% ../../nbs/show/pictures.ipynb #ba6d63bf
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
@@ -149,17 +150,41 @@ def colorize(
     return shown
 
 # %% ../../nbs/show/pictures.ipynb #72b1cfec
+_SEEN = (0.5, 0.99)  # quantiles: half of the pixels are clear, and one in a hundred is brightest
+_FADE = bytes(min(255, 3 * i) for i in range(256))  # opacity of each color, zero is clear
+
+
+def heat_limits(values: Any) -> tuple[float, float]:
+    "Return the values [..., H, W] between which colors tell most: quantiles of this heatmap."
+    values = torch.as_tensor(values).detach().cpu().float().nan_to_num().clamp_min(0).numpy()
+    low, high = map(float, np.quantile(values, _SEEN))
+    return (low, high) if high > low else (0.0, float(values.max()))
+
+
+def heat_layer(
+    values: Any,  # [1, H, W] or [H, W]
+    limits: tuple[float, float] | None = None,  # of the colors; None: as `heat_limits`
+) -> Image.Image:  # a palette picture with transparency
+    "Draw a heatmap to lie over its image: low values are transparent."
+    shown = colorize(values, limits or heat_limits(values))
+    shown.info["transparency"] = _FADE
+    return shown
+
+# %% ../../nbs/show/pictures.ipynb #74c48bda
 def heatmap_picture(
     heatmap: Any,  # [1, H, W] or [H, W]
     image: Any = None,  # [C, H, W] of the same size, in [0, 1]
     opacity: float = 0.6,  # of the heatmap over the image
-    limits: tuple[float, float] | None = None,  # as in `colorize`
+    limits: tuple[float, float] | None = None,  # of the colors, as in `colorize` or `heat_layer`
     scale: float = 1,
 ) -> Image.Image:
     "Draw a heatmap, over its image where there is one."
-    shown = colorize(heatmap, limits).convert("RGB")
-    if image is not None:
-        shown = Image.blend(to_pil(image).convert("RGB"), shown, opacity)
+    if image is None:
+        return zoom_picture(colorize(heatmap, limits).convert("RGB"), scale)
+    layer = heat_layer(heatmap, limits).convert("RGBA")
+    alpha = layer.getchannel("A").point([round(opacity * alpha) for alpha in range(256)])
+    shown = to_pil(image).convert("RGB")
+    shown.paste(layer, mask=alpha)
     return zoom_picture(shown, scale)
 
 # %% ../../nbs/show/pictures.ipynb #9c4264f0

@@ -35,7 +35,7 @@ from spfpn.evaluate.protocol import (
 from ..evaluate.results import read_metrics
 from ..evaluate.statistics import metric_names
 from ..features.factory import make_detector
-from ..features.keypoints import Detector
+from ..features.keypoints import Detector, Keypoints
 from ..geometry.homography import warp_points
 from spfpn.show.figures import (
     repeatability_figure,
@@ -44,11 +44,10 @@ from spfpn.show.figures import (
 )
 from .pictures import data_uri, to_pil
 from spfpn.show.widgets import (
-    FIGURE_WIDTH,
     LABEL_STYLE,
     Explorer,
+    RowTable,
     dropdown,
-    fit_figure,
     scrolling_table,
     slider,
 )
@@ -67,7 +66,7 @@ def _draw_logs(logs: dict[str, Path]) -> go.Figure:
     if not logs:
         return go.Figure()
     parts = [pd.read_parquet(log).assign(run=run) for run, log in logs.items()]
-    return training_curves(pd.concat(parts)).update_layout(width=FIGURE_WIDTH)
+    return training_curves(pd.concat(parts))
 
 
 class _RunMenu(Explorer):
@@ -116,12 +115,20 @@ class _SavedPictures(_RunMenu):
 
     pictures: ipw.HTML
 
+    def offer_epochs(self, epochs: set[int]) -> None:
+        "Give the slider a position for each epoch; the chosen one stays, else the last counts."
+        control, before = self.controls["epoch"], self["epoch"]
+        options = tuple(sorted(epochs)) or (0,)
+        if control.options != options:
+            control.options = options
+            control.value = before if before in epochs else options[-1]
+        control.disabled = len(options) < 2
+
     def show_pictures(self) -> str:
         "Show what the chosen runs predicted at the slider's epoch, or the last one before it."
         html, said = [], []
         saved = {self.name(log): TrainingFolder(log.parent).pictures() for log in self["runs"]}
-        epochs = [epoch for kept in saved.values() for epoch in kept]
-        self.controls["epoch"].max = max(epochs, default=0)
+        self.offer_epochs({epoch for kept in saved.values() for epoch in kept})
         for run, kept in saved.items():
             if not kept:
                 said.append(f"{run}: no predictions/epoch_000.png, it keeps no pictures")
@@ -144,14 +151,12 @@ class TrainingExplorer(_SavedPictures):
         self.folder, self.seconds = Path(folder or outputs_dir()), seconds
         self.task: asyncio.Task[None] | None = None
         self.pictures = ipw.HTML()
-        refresh = ipw.Button(description="refresh")
-        refresh.on_click(lambda _: self.redraw("refresh"))
         tip = "draw again whenever a run has written"
         super().__init__(
             go.Figure(),
             runs=ipw.SelectMultiple(description="runs", rows=4, style=LABEL_STYLE),
-            epoch=slider("epoch", 0, 0, 0, 1, "of the saved predictions"),
-            refresh=refresh,
+            epoch=ipw.SelectionSlider(options=(0,), description="epoch", style=LABEL_STYLE),
+            refresh=ipw.Button(description="refresh"),
             follow=ipw.ToggleButton(description="follow", tooltip=tip),
         )
         self.below.children = [self.pictures]
@@ -187,7 +192,7 @@ class _Pair:
     "Both views of a pair, as a protocol counts them."
 
     images: list[Tensor]  # [1, H, W] each
-    points: list[Tensor]  # [N, 2] each, float64: those that both views show
+    points: list[Keypoints]  # xy [N, 2] each, float64: those that both views show
     distances: list[Tensor]  # [N] each, to the nearest point of the other view, in pixels
 
 
@@ -201,9 +206,10 @@ def _load_pair(
     sizes = first.size, second.size
     shared = covisible_keypoints(first.keypoints, second.keypoints, H, *sizes, most)
     rounded = getattr(protocol, "rounded", False)
-    points = [p.xy.round().double() if rounded else p.xy.double() for p in shared]
-    distances = nearest_neighbor_distances(warp_points(points[0], H), points[1])
+    places = [p.xy.round().double() if rounded else p.xy.double() for p in shared]
+    distances = nearest_neighbor_distances(warp_points(places[0], H), places[1])
     how = tuple(protocol.size), protocol.crop, protocol.resampling
+    points = [Keypoints(xy, p.scores) for xy, p in zip(places, shared)]
     images = [cached_preprocess(sequence, i, *how)[0] for i in (1, k)]
     return _Pair(images, points, list(distances))
 
@@ -233,7 +239,7 @@ class _PairMenu(Explorer):
     "The pairs of measured rows, to choose one."
 
     rows: pd.DataFrame
-    table: ipw.HTML
+    table: RowTable
 
     def offer_pairs(self) -> None:
         "Offer the pairs of the chosen rows in the chosen order, and choose the first."
@@ -250,9 +256,12 @@ class _PairMenu(Explorer):
 
     def show_list(self, row: pd.Series) -> None:
         "Show the pairs as a table, with a mark at the chosen one."
-        shown = self.part[["sequence", "pair", *self.metrics]]
-        shown.insert(0, "", ["▶" if i == row.name else "" for i in shown.index])
-        self.table.value = scrolling_table(shown)
+        self.table.html = scrolling_table(self.part[["sequence", "pair", *self.metrics]])
+        self.table.row = self.part.index.get_loc(row.name)
+
+    def choose_row(self, change: dict[str, int]) -> None:
+        "Choose the pair whose row was clicked."
+        self.controls["pair"].index = change["new"]
 
     def place(self, side: int, shown: Image.Image) -> None:
         "Put a view into its panel; views differ in size."
@@ -316,19 +325,20 @@ class ResultsExplorer(_PairViews):
         if self.rows.empty:
             raise ValueError("no rows of pairs among them: R1, R2, H1 and H2 measure pairs")
         self.sequences = open_sequences(sequences) if isinstance(sequences, str) else sequences
-        self.cache, self.table = cache or PredictionCache(), ipw.HTML()
+        self.cache, self.table = cache or PredictionCache(), RowTable()
         self.views = lru_cache(16)(self._views)
         blank, none = torch.zeros(1, 240, 320), torch.zeros(0, 2)
         figure = repeatability_figure([blank] * 2, [none] * 2, [none[:, 0]] * 2)
         keys = list(self.rows.groupby(["protocol", "set", "detector"], sort=False).groups)
         super().__init__(
-            fit_figure(figure, 2, (240, 320)),
+            figure,
             measured=dropdown("measured", [(" · ".join(k), k) for k in keys], width=460),
             order=dropdown("order", ["as measured", "worst first"]),
             pair=ipw.Select(description="pair", rows=6, style=LABEL_STYLE),
             epsilon=slider("ε px", 3.0, 0.5, 10.0, 0.5),
         )
         self.below.children = [self.table]
+        self.table.observe(self.choose_row, "row")
 
     def show(self, changed: str | None) -> str:
         "Draw the chosen pair, and count the points that repeat."
@@ -340,7 +350,7 @@ class ResultsExplorer(_PairViews):
         for side, (points, distances) in enumerate(zip(self.points, self.distances)):
             for k, trace in enumerate(repeatability_traces(points, distances, self["epsilon"])):
                 drawn = self.figure.data[2 * side + k]
-                drawn.update(x=trace.x, y=trace.y, customdata=trace.customdata)
+                drawn.update({key: trace[key] for key in ("x", "y", "customdata", "hovertemplate")})
         return " · ".join([self.count(row), *self.doubts])
 
     def count(self, row: pd.Series) -> str:

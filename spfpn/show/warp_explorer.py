@@ -5,6 +5,7 @@
 # %% ../../nbs/show/warp_explorer.ipynb #37451807
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ipywidgets as ipw
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ..core.sections import Phase2Config
 from ..data.images import ImageSet
-from ..features.keypoints import Detector
+from ..features.keypoints import Detector, Keypoints
 from spfpn.geometry.homography import (
     compose_homography,
     in_image,
@@ -26,14 +28,21 @@ from spfpn.geometry.homography import (
 )
 from ..labels.masks import blob_mask
 from ..match.matchers import cached_lightglue
-from .figures import match_figure, picture_panels, warp_figure
+from spfpn.show.figures import (
+    FIGURE_WIDTH,
+    invalid_layer,
+    match_figure,
+    picture_panels,
+    warp_figure,
+)
 from .pictures import colorize, data_uri, to_pil
 from spfpn.show.widgets import (
     ImageExplorer,
+    LazyDetectors,
     StatefulFigure,
     dropdown,
-    fit_figure,
     slider,
+    student_logits,
 )
 from ..train.losses import spatial_log_softmax
 
@@ -41,87 +50,108 @@ from ..train.losses import spatial_log_softmax
 __all__ = ['WarpExplorer']
 
 # %% ../../nbs/show/warp_explorer.ipynb #982357fd
-def _warp_controls(student: bool) -> dict[str, ipw.Widget]:
-    "Make the controls of the homography and of the figures on demand."
-    controls = dict(
+def _warp_controls() -> dict[str, ipw.Widget]:
+    "Make the controls of the homography."
+    return dict(
         rotation=slider("rotation °", 0.0, -180.0, 180.0, 1.0),
         scale=slider("scale", 1.0, 0.3, 3.0, 0.05),
         tilt_x=slider("tilt x", 0.0, -0.4, 0.4, 0.02, "left edge smaller, right edge larger"),
         tilt_y=slider("tilt y", 0.0, -0.4, 0.4, 0.02, "upper edge smaller, lower edge larger"),
         right=slider("shift x", 0.0, -1.0, 1.0, 0.02),
         down=slider("shift y", 0.0, -1.0, 1.0, 0.02),
-        random=ipw.ToggleButton(description="random", tooltip="a homography as in training"),
-        matches=ipw.ToggleButton(description="matches", tooltip="match both views with LightGlue"),
+        random=ipw.Button(description="random", tooltip="a homography as in training"),
+        reset=ipw.Button(description="reset", tooltip="no warp"),
+    )
+
+
+def _demand_controls(student: bool) -> dict[str, ipw.Widget]:
+    "Make the controls of the figures on demand."
+    tip = "match both views with LightGlue"
+    controls: dict[str, ipw.Widget] = dict(
+        matches=ipw.ToggleButton(description="matches", tooltip=tip)
     )
     if student:
         controls["consistency"] = dropdown("consistency", ["off", "huber", "kl"])
     return controls
 
 # %% ../../nbs/show/warp_explorer.ipynb #1c99512d
+_IDENTITY = dict(rotation=0.0, scale=1.0, tilt_x=0.0, tilt_y=0.0, right=0.0, down=0.0)
+_RANGES = dict(sample_homography.__kwdefaults__ or {})  # of the homographies of a training
+
+
 class _Homography(ImageExplorer):
     "A homography that sliders describe."
 
     generator: torch.Generator
-    drawn: Tensor  # [3, 3] float64, what `random` gave
 
     def H(self) -> Tensor:
         "Compute the homography of the controls, [3, 3] float64, photograph to warp."
         x, y = self["tilt_x"] / 2, self["tilt_y"] / 2
         tilt = torch.tensor([[y, x], [-y, -x], [y, x], [-y, -x]])  # clockwise from the origin
-        turned = compose_homography(
-            self.size,
-            rotation=self["rotation"],
-            scale=self["scale"],
-            shift=(self["right"], self["down"]),
-            tilt=tilt,
-        )
-        return turned @ self.drawn
+        shift = self["right"], self["down"]
+        turn = dict(rotation=self["rotation"], scale=self["scale"])
+        return compose_homography(self.size, **turn, shift=shift, tilt=tilt)
 
-    def sample(self) -> Tensor:
-        "Draw a homography from the training's sampler while the button is down, else none."
-        if self["random"]:
-            return sample_homography(self.size, self.generator)
-        return torch.eye(3, dtype=torch.float64)
+    def place(self, **values: float) -> None:
+        "Move the sliders, each to the step nearest to its value."
+        for name, value in values.items():
+            step = self.controls[name].step
+            self.controls[name].value = round(round(value / step) * step, 6)
+
+    def sample(self) -> None:
+        "Move the sliders to a random homography that shows enough of the photograph."
+        turn, shift, tilt = (_RANGES[k] for k in ("rotation", "translation", "perspective"))
+        low, high = map(math.log, _RANGES["scale"])
+        shown = 0.0
+        while shown < _RANGES["min_overlap"]:
+            a, b, *others = (2 * torch.rand(6, generator=self.generator) - 1).tolist()
+            scale = math.exp(low + (high - low) * (b + 1) / 2)
+            x, y, right, down = (u * most for u, most in zip(others, (tilt, tilt, shift, shift)))
+            self.place(rotation=turn * a, scale=scale, tilt_x=x, tilt_y=y, right=right, down=down)
+            shown = valid_mask(self.H(), self.size).double().mean().item()
 
 # %% ../../nbs/show/warp_explorer.ipynb #10b75ce8
 class _Views(_Homography):
     "A photograph with its points, and both under the homography."
 
-    detector: Detector
-    student: Any
+    detectors: LazyDetectors
+    students: LazyDetectors | None
     logits: Tensor  # [1, 1, H, W] on the photograph, with a student
 
     def open(self) -> None:
         "Find the photograph's points, and the student's logits, once."
-        self.xy = self.detector.detect(self.photograph[None])[0].xy.cpu()
-        if self.student is not None:
+        found = self.detectors[self["detector"]].detect(self.photograph[None])[0]
+        self.keypoints = Keypoints(found.xy.cpu(), found.scores.cpu())
+        self.xy = self.keypoints.xy
+        if self.students:
             self.logits = self.predict(self.photograph)
         self.repaint(to_pil(self.photograph), 0)
-        self.move(0, self.xy)
+        self.move(0, self.keypoints)
 
     def warp(self) -> None:
         "Warp photograph [1, H, W], validity mask [1, 1, H, W] and points; keep the points inside."
         H = self.H()
         self.warped, self.valid = warp_image(self.photograph[None], H)[0], valid_mask(H, self.size)
         moved = warp_points(self.xy, H)
-        self.moved = moved[in_image(moved, self.size)]
+        inside = in_image(moved, self.size)
+        self.moved = moved[inside]
         self.repaint(to_pil(self.warped), 1)
-        self.repaint(to_pil(self.valid[0]), 2)
-        for trace in (1, 2):
-            self.move(trace, self.moved)
+        self.repaint(invalid_layer(self.valid[0]), 2)
+        kept = Keypoints(self.moved, self.keypoints.scores[inside])
+        self.move(1, kept, ranks=inside.nonzero()[:, 0] + 1)
 
     def predict(self, image: Tensor) -> Tensor:
         "Compute the student's logits [1, 1, H, W]."
-        with torch.inference_mode():
-            return self.student.model(image[None].to(self.student.device)).cpu().float()
+        assert self.students
+        return student_logits(self.students[self["student"]], image)
 
 # %% ../../nbs/show/warp_explorer.ipynb #f90287ac
 def _match_views(
     detector: Any,
     views: tuple[Tensor, Tensor],  # photograph and warp, [1, H, W]
     H: Tensor,
-) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    "Match two views: points [N, 2] of each, index pairs [M, 2], errors [M] in pixels."
+) -> tuple[tuple[Keypoints, Keypoints], Tensor, Tensor]:
+    "Match two views: keypoints of each, index pairs [M, 2], errors [M] in pixels."
     if not hasattr(detector, "detect_and_describe"):
         teachers = "aliked, disk or superpoint"
         raise ValueError(
@@ -131,7 +161,7 @@ def _match_views(
     size = views[0].shape[-2], views[0].shape[-1]
     pairs = cached_lightglue(detector.name).match(one, two, size, size)
     reprojected = warp_points(one.xy[pairs[:, 0]], H)
-    return (one.xy, two.xy), pairs, (reprojected - two.xy[pairs[:, 1]]).norm(dim=1)
+    return (one, two), pairs, (reprojected - two.xy[pairs[:, 1]]).norm(dim=1)
 
 # %% ../../nbs/show/warp_explorer.ipynb #236289a6
 def _consistency_map(kind: str, logits: Tensor, mask: Tensor, valid: Tensor) -> Tensor:
@@ -142,10 +172,10 @@ def _consistency_map(kind: str, logits: Tensor, mask: Tensor, valid: Tensor) -> 
     return F.kl_div(spatial_log_softmax(logits, valid), goal, reduction="none")
 
 
-def _consistency_figure(maps: list[Image.Image], size: tuple[int, int]) -> go.Figure:
+def _consistency_figure(maps: list[Image.Image]) -> go.Figure:
     "Draw three predictions and the map of the loss; the views of the warp zoom together."
     titles = ["p, on the image", "p carried through H", "p′, on the warp", "consistency map"]
-    figure = fit_figure(picture_panels(maps, titles, linked=False), 4, size)
+    figure = picture_panels(maps, titles, linked=False)
     linked = {f"{axis}axis{k}_matches": f"{axis}2" for axis in "xy" for k in (3, 4)}
     return figure.update_layout(linked)
 
@@ -156,15 +186,15 @@ class _ViewsOnDemand(_Views):
     correct: float
     sigma: float
     extra: dict[str, ipw.VBox]
+    said: dict[str, str]  # of the figures that are shown
 
     def show_matches(self) -> str:
         "Draw the matches of both views, and count them. Raises ValueError without descriptors."
         views = self.photograph, self.warped
-        self.ends, self.pairs, self.errors = _match_views(self.detector, views, self.H())
+        detector = self.detectors[self["detector"]]
+        self.ends, self.pairs, self.errors = _match_views(detector, views, self.H())
         lines = match_figure(*views, *self.ends, self.pairs, self.errors, self.correct)
-        height, width = self.size
-        figure = StatefulFigure(fit_figure(lines, 1, (height, 2 * width), most=900))
-        self.extra["matches"].children = [figure]
+        self.extra["matches"].children = [StatefulFigure(lines)]
         kept = int((self.errors <= self.correct).sum())
         rejected = f"{len(self.pairs) - kept} rejected (farther than {self.correct:g} px)"
         return f"LightGlue: {kept} matches kept, {rejected}"
@@ -188,46 +218,28 @@ class _ViewsOnDemand(_Views):
         "Draw maps in the figure that is there, or in a new one."
         box = self.extra["consistency"]
         if not box.children:
-            box.children = [StatefulFigure(_consistency_figure(maps, self.size))]
+            box.children = [StatefulFigure(_consistency_figure(maps))]
             return
         with box.children[0].batch_update():
             for layer, new in zip(box.children[0].layout.images, maps):
                 layer.source = data_uri(new, quick=True)
 
-# %% ../../nbs/show/warp_explorer.ipynb #2812884d
-class WarpExplorer(_ViewsOnDemand):
-    "Photographs under a homography; `matches` need an extractor, `consistency` a student."
-
-    def __init__(
-        self,
-        images: ImageSet,
-        detector: Detector,
-        size: tuple[int, int] = (240, 320),  # height, width that photographs are resized to
-        student: Any = None,  # a StudentDetector
-        seed: int = 0,  # of random homographies
-        correct: float = 3.0,  # largest error of a correct match, in pixels
-        sigma: float = 1.2,  # of the blobs of the consistency target, in pixels
-    ):
-        self.detector, self.student, self.correct, self.sigma = detector, student, correct, sigma
-        self.generator = torch.Generator().manual_seed(seed)
-        self.drawn = torch.eye(3, dtype=torch.float64)
-        self.said: dict[str, str] = {}
-        self.extra = {name: ipw.VBox() for name in ("matches", "consistency")}
-        blank, none = torch.zeros(1, *size), torch.zeros(0, 2)
-        figure = fit_figure(warp_figure(blank, blank, blank, none, none), 3, size)
-        super().__init__(figure, images, size, **_warp_controls(student is not None))
-        self.below.children = list(self.extra.values())
+# %% ../../nbs/show/warp_explorer.ipynb #5693145e
+class _WarpDrawing(_ViewsOnDemand):
+    "What each control changes."
 
     def draw(self, changed: str | None) -> str:
         "Draw what the moved control changes."
-        if changed == "image":
+        if changed in ("image", "detector", "student"):
             self.open()
         if changed == "random":
-            self.drawn = self.sample()
+            self.sample()
+        if changed == "reset":
+            self.place(**_IDENTITY)
         if changed not in ("matches", "consistency"):
             self.controls["matches"].value = False
             self.warp()
-        consistent = self.student is not None and self["consistency"] != "off"
+        consistent = self.students is not None and self["consistency"] != "off"
         if changed == "matches" and self["matches"]:
             self.said["matches"] = self.show_matches()
         if changed != "matches" and consistent:
@@ -238,3 +250,32 @@ class WarpExplorer(_ViewsOnDemand):
                 box.children = []
         said = [self.said[name] for name in asked if asked[name]]
         return " · ".join([f"{len(self.moved)} of {len(self.xy)} points stay inside", *said])
+
+# %% ../../nbs/show/warp_explorer.ipynb #2812884d
+class WarpExplorer(_WarpDrawing):
+    "Photographs under a homography; `matches` need an extractor, `consistency` a student."
+
+    def __init__(
+        self,
+        images: ImageSet,
+        detector: Detector,  # at first; a menu offers the others
+        size: tuple[int, int] = (240, 320),  # height, width that photographs are resized to
+        student: Any = None,  # a StudentDetector, likewise
+        seed: int = 0,  # of random homographies
+        correct: float = 3.0,  # largest error of a correct match, in pixels
+        sigma: float = Phase2Config().sigma,  # of the blobs of the consistency target, in pixels
+    ):
+        self.detectors, self.correct, self.sigma = LazyDetectors([detector]), correct, sigma
+        self.students = LazyDetectors([student], student=True) if student else None
+        self.generator = torch.Generator().manual_seed(seed)
+        self.said = {}
+        wide = dict(max_width=f"{FIGURE_WIDTH}px")
+        self.extra = {name: ipw.VBox(layout=wide) for name in ("matches", "consistency")}
+        blank, none = torch.zeros(1, *size), torch.zeros(0, 2)
+        figure = warp_figure(blank, blank, torch.ones(1, *size, dtype=torch.bool), none, none)
+        menus = {"detector": self.detectors.menu("detector")}
+        if self.students:
+            menus["student"] = self.students.menu("student")
+        controls = menus | _warp_controls() | _demand_controls(student is not None)
+        super().__init__(figure, images, size, **controls)
+        self.below.children = list(self.extra.values())

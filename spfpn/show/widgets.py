@@ -8,25 +8,31 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as ipw
 import pandas as pd
 import plotly.graph_objects as go
+import torch
+import traitlets
 from PIL import Image
 from torch import Tensor
 
+from ..core.registry import DETECTORS
 from ..data.images import ImageError, ImageSet, open_images, read_image
+from ..features.factory import make_detector
+from ..features.keypoints import Detector, Selection
 from ..geometry.homography import resize_image
-from .figures import html_table
+from .figures import FIGURE_WIDTH, html_table, point_values
 from .pictures import VERMILLION, data_uri
 
 # %% auto #0
-__all__ = ['LABEL_STYLE', 'FIGURE_WIDTH', 'StatefulFigure', 'slider', 'dropdown', 'Explorer', 'fit_figure', 'scrolling_table',
-           'ImageExplorer']
+__all__ = ['LABEL_STYLE', 'StatefulFigure', 'slider', 'dropdown', 'Explorer', 'scrolling_table', 'RowTable', 'LazyDetectors',
+           'student_logits', 'ImageExplorer']
 
 # %% ../../nbs/show/widgets.ipynb #546408dc
 class StatefulFigure(go.FigureWidget):
@@ -77,29 +83,42 @@ def dropdown(
     return menu
 
 # %% ../../nbs/show/widgets.ipynb #00f1df99
+_BUSY = (
+    "<style>@keyframes spfpn-appear { to { opacity: 1 } } .spfpn-busy { opacity: 0; "
+    "padding: 0 .6em; border-left: 3px solid #E69F00; white-space: nowrap; "
+    "animation: spfpn-appear .1s .3s forwards }</style>"
+    '<span class="spfpn-busy" role="status">computing …</span>'
+)
+
+
 class _Board:
-    "A bar of controls, a line of text, a stage for the figure, and a place below it."
+    "A bar of controls, a line of text with a busy sign, a stage for the figure, a place below."
 
     figure: go.Figure
 
     def __init__(self, controls: dict[str, ipw.Widget]):
-        self.controls = controls
-        self.message, self.stage, self.below = ipw.HTML(), ipw.VBox(), ipw.VBox()
+        self.controls, fixed = controls, ipw.Layout(flex="0 0 auto")
+        self.message, self.sign, self.below = ipw.HTML(), ipw.HTML(layout=fixed), ipw.VBox()
+        self.stage = ipw.VBox(layout=ipw.Layout(max_width=f"{FIGURE_WIDTH}px"))
         bar = ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
-        self.widget = ipw.VBox([bar, self.message, self.stage, self.below])
+        line = ipw.HBox([self.message, self.sign])
+        self.widget = ipw.VBox([bar, line, self.stage, self.below])
 
     def __getitem__(self, name: str) -> Any:
         return self.controls[name].value
+
+# %% ../../nbs/show/widgets.ipynb #bf81e973
+class _Stage(_Board):
+    "What changes in the figure of a board."
 
     def put(self, figure: go.Figure) -> None:
         "Show this figure from now on."
         self.figure = StatefulFigure(figure)
         self.stage.children = [self.figure]
 
-    def move(self, trace: int, xy: Tensor, scores: Tensor | None = None) -> None:
-        "Put the points of a trace at `xy` [N, 2]."
-        values = None if scores is None else scores.numpy()
-        self.figure.data[trace].update(x=xy[:, 0].numpy(), y=xy[:, 1].numpy(), customdata=values)
+    def move(self, trace: int, points: Any, **values: Any) -> None:
+        "Put the points of a trace at Keypoints, or at [N, 2]; `values` as `point_values` has them."
+        self.figure.data[trace].update(point_values(points, **values))
 
     def repaint(self, shown: Image.Image, *layers: int) -> None:
         "Replace the pixels of layers of the figure."
@@ -108,20 +127,10 @@ class _Board:
             self.figure.layout.images[layer].source = source
 
 # %% ../../nbs/show/widgets.ipynb #46a8ae96
-class Explorer(_Board):
-    """Controls over a plotly figure; subclasses define `show`.
+class _Redraw(_Stage):
+    "Redraws that say what is drawn, that the work goes on, and what went wrong."
 
-    A notebook displays `.widget`. `.ms` is how long the last redraw took, in milliseconds.
-    """
-
-    def __init__(self, figure: go.Figure, **controls: ipw.Widget):
-        super().__init__(controls)
-        self.figure, self.busy, self.ms = figure, False, 0.0
-        for name, control in controls.items():
-            control.observe(lambda change, name=name: self.redraw(name), "value")
-        self.redraw()
-        if not isinstance(self.figure, StatefulFigure):
-            self.put(self.figure)
+    busy, ms = False, 0.0
 
     def show(self, changed: str | None) -> str:
         "Draw what the controls say, and describe it; `changed` is as in `redraw`."
@@ -131,7 +140,8 @@ class Explorer(_Board):
         "Draw anew; `changed` names the control that moved, None means all."
         if self.busy:
             return  # `show` itself moved a control
-        self.busy, start = True, time.perf_counter()
+        self.busy, self.sign.value = True, _BUSY
+        start = time.perf_counter()
         try:
             with self.figure.batch_update():
                 said = self.show(changed)
@@ -141,28 +151,32 @@ class Explorer(_Board):
             text = escape(f"{type(error).__name__}: {error}")
             self.message.value = f'<b role="alert" style="color:{VERMILLION}">{text}</b>'
         finally:
-            self.busy = False
+            self.busy, self.sign.value = False, ""
+
+# %% ../../nbs/show/widgets.ipynb #bd4e368a
+class Explorer(_Redraw):
+    """Controls over a plotly figure; subclasses define `show`.
+
+    A notebook displays `.widget`. `.ms` is how long the last redraw took, in milliseconds.
+    """
+
+    def __init__(self, figure: go.Figure, **controls: ipw.Widget):
+        super().__init__(controls)
+        self.figure = figure
+        for name, control in controls.items():
+            if isinstance(control, ipw.Button):
+                control.on_click(lambda _, name=name: self.redraw(name))
+            else:
+                control.observe(lambda change, name=name: self.redraw(name), "value")
+        self.redraw()
+        if not isinstance(self.figure, StatefulFigure):
+            self.put(self.figure)
 
 # %% ../../nbs/show/widgets.ipynb #9a734992
-FIGURE_WIDTH = 1040  # pixels
-
-
-def fit_figure(
-    figure: go.Figure,
-    columns: int,  # panels side by side
-    size: tuple[int, int],  # height, width of the images
-    most: float = 480,  # largest width of a panel, in pixels
-    share: float = 1.0,  # of the figure's height that the panels take
-) -> go.Figure:
-    "Set the width and height that a row of panels needs."
-    across = min((FIGURE_WIDTH - 60) / columns - 30, most)
-    width, height = columns * (across + 30) + 60, across * size[0] / size[1] / share + 86
-    return figure.update_layout(width=width, height=height)
-
-
 _TABLE_CSS = (
     ".listed table { border-collapse: collapse; } .listed th, .listed td { text-align: left "
     "!important; padding: 0 1em 0 0; line-height: 1.6; white-space: nowrap; }"
+    ".listed thead th { position: sticky; top: 0; background: var(--jp-layout-color1, white); }"
 )
 
 
@@ -171,6 +185,63 @@ def scrolling_table(frame: pd.DataFrame) -> str:
     style = f"<style>{_TABLE_CSS}</style>"
     box = '<div class="listed" style="max-height: 16em; overflow: auto">'
     return f"{style}{box}{html_table(frame)}</div>"
+
+# %% ../../nbs/show/widgets.ipynb #ffb99262
+class RowTable(anywidget.AnyWidget):
+    "A table whose rows can be clicked; `row` is the number of the chosen one, from 0."
+
+    html = traitlets.Unicode().tag(sync=True)  # as `scrolling_table` writes it
+    row = traitlets.Int(0).tag(sync=True)
+
+    _css = """
+    .spfpn-rows tbody tr { cursor: pointer; }
+    .spfpn-rows tbody tr:hover { background: rgba(128, 128, 128, .2) !important; }
+    .spfpn-rows tbody tr.chosen { background: rgba(230, 159, 0, .3) !important; }"""
+    _esm = """
+    function render({ model, el }) {
+      el.classList.add("spfpn-rows");
+      const rows = () => [...el.querySelectorAll("tbody tr")];
+      const mark = () => rows().forEach(
+        (row, k) => row.classList.toggle("chosen", k === model.get("row")));
+      const draw = () => { el.innerHTML = model.get("html"); mark(); };
+      model.on("change:html", draw);
+      model.on("change:row", mark);
+      el.addEventListener("click", (event) => {
+        const row = rows().indexOf(event.target.closest("tr"));
+        if (row >= 0) { model.set("row", row); model.save_changes(); }
+      });
+      draw();
+    }
+    export default { render };"""
+
+# %% ../../nbs/show/widgets.ipynb #6cbc715d
+class LazyDetectors:
+    "Detectors by name: those given, and all in the registry, each made when first asked for."
+
+    def __init__(
+        self,
+        given: Iterable[Detector],  # the first one's selection is that of the others
+        **tags: Any,  # of those in the registry, such as student=True
+    ):
+        self.made = {detector.name: detector for detector in given}
+        first = next(iter(self.made.values()), None)
+        self.selection = getattr(first, "selection", Selection())
+        self.names = list(dict.fromkeys([*self.made, *DETECTORS.names(**tags)]))
+
+    def __getitem__(self, name: str) -> Detector:
+        if name not in self.made:
+            self.made[name] = make_detector(name, self.selection)
+        return self.made[name]
+
+    def menu(self, label: str) -> ipw.Dropdown:
+        "Make a menu of the names; the first one is chosen."
+        return dropdown(label, self.names)
+
+# %% ../../nbs/show/widgets.ipynb #23b9d8a2
+def student_logits(student: Any, image: Tensor) -> Tensor:
+    "Compute the logits [1, 1, H, W] of a StudentDetector on an image [1, H, W]."
+    with torch.inference_mode():
+        return student.model(image[None].to(student.device)).cpu().float()
 
 # %% ../../nbs/show/widgets.ipynb #bb4a71c7
 _Option = tuple[str, Path]  # name and path of an image in the menu
