@@ -226,7 +226,7 @@ def test_a_student_learns_from_its_own_labels_without_pairs(tmp_path):
     assert ratio.tolist() == pytest.approx([4, 2.25], rel=1e-3), "shapes count less and less"
     without = call("train", "phase2", "--run", tmp_path, *few, "-p", "phase2.targets=matched_pairs")
     assert without.exit_code == 2 and "no pairs in" in without.output
-    paired = save_checkpoint(after, tmp_path / "paired.safetensors", low=0.1)
+    paired = save_checkpoint(after, tmp_path / "paired.safetensors", low=0.1, high=0.9)
     start = ("-p", f"phase2.init_from={paired}")
     refused = call("train", "phase2", "--run", tmp_path, *start, *few)
     assert refused.exit_code == 1 and "Begin with a checkpoint of phase 1" in refused.output

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.distributed import detector_tensors
 from ..data.images import TEST_SAMPLES, sample_images
 from .keypoints import HeatmapDetector, Selection, extract_keypoints
-from ..models.spfpn import SPFPN
+from ..models.spfpn import SPFPN, binomial_blur
 
 # %% auto #0
 __all__ = ['StudentDetector', 'calibrate_scores']
@@ -65,7 +65,8 @@ def _reference_images() -> Tensor:
 def _peak_logits(model: SPFPN) -> np.ndarray:
     "Return the logits of a student's points in the reference photographs, highest first."
     device = next(model.parameters()).device
-    maps = [model.smooth_logits(image[None].to(device)).cpu() for image in _reference_images()]
+    maps = [model(image[None].to(device)).float().cpu() for image in _reference_images()]
+    maps = [binomial_blur(logits) for logits in maps]  # as the heatmap does
     floor = min(logits.min() for logits in maps) - 1  # scores must be positive
     found = (extract_keypoints(logits - floor, Selection(10**6))[0].scores for logits in maps)
     return (torch.cat([*found]).sort(descending=True).values + floor).numpy()

@@ -25,8 +25,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 import spfpn
 from ..core.config import upgrade_flat
-from ..core.distributed import detector_tensors
-from ..core.files import atomic_write, user_path
+from ..core.files import atomic_write
 from ..core.registry import BACKBONES, HEADS, Entry
 from ..data.images import to_gray
 from ..geometry.homography import pad_to_multiple
@@ -314,17 +313,9 @@ class SPFPN(_Forward, PyTorchModelHubMixin):
         self.head.last.weight.mul_(scale)
         self.head.last.bias.mul_(scale).add_(shift)
 
-    def scores(self, logits: Tensor) -> Tensor:
-        "Return calibrated scores in [0, 1] of logits of any shape."
-        return (self.scale * logits + self.shift).sigmoid()
-
-    def smooth_logits(self, images: Tensor) -> Tensor:
-        "Return filtered logits [B, 1, H, W], whose order is the scores' order."
-        return binomial_blur(self(images).float())
-
     def heatmap(self, images: Tensor) -> Tensor:
         "Return keypoint scores in [0, 1], [B, 1, H, W]."
-        return self.scores(self.smooth_logits(images))
+        return (self.scale * binomial_blur(self(images).float()) + self.shift).sigmoid()
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_checkpoint(self, save_directory / _HUB_FILENAME)
@@ -379,7 +370,7 @@ def list_pretrained() -> dict[str, Path]:
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
     "Return the path of a checkpoint, given as a path or as the name of a bundled student."
-    return list_pretrained().get(str(name_or_path)) or user_path(name_or_path)
+    return Path(list_pretrained().get(str(name_or_path), name_or_path))
 
 # %% ../../nbs/models/spfpn.ipynb #35b857f0
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
@@ -388,9 +379,8 @@ def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
     new = {renamed.get(key, key): value for key, value in header.items() if key != "start"}
     if "start" in header:
         new.setdefault("initialized_from", header["start"])
-    if "scale" not in new and {"low", "high"} <= new.keys():
-        # a score was (σ(z) - low) / (high - low)
-        new |= dict(scale=1 / (new["high"] - new["low"]), shift=0.0)
+    if "low" in new:  # a score was (σ(z) - low) / (high - low)
+        new = dict(scale=1 / (new["high"] - new["low"]), shift=0.0) | new
     if isinstance(new.get("settings"), dict):
         new["settings"] = upgrade_flat(new["settings"])
     return new
@@ -411,7 +401,6 @@ def checkpoint_metadata(path: str | Path) -> dict[str, Any]:
     return header
 
 # %% ../../nbs/models/spfpn.ipynb #b6beaf65
-@detector_tensors()
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> SPFPN:
     "Return the student of a checkpoint or a bundled one, in eval mode. Raises `CheckpointError`."
     header, path = checkpoint_metadata(path), resolve_checkpoint(path)
