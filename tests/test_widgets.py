@@ -6,6 +6,7 @@ import io
 import re
 from datetime import datetime
 
+import comm
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +32,7 @@ from spfpn.features.student import StudentDetector
 from spfpn.geometry.homography import warp_image
 from spfpn.labels.masks import blob_mask
 from spfpn.models.spfpn import SPFPN
+from spfpn.show.figures import keypoint_figure
 from spfpn.show.image_explorers import (
     HeatmapExplorer,
     MaskExplorer,
@@ -40,6 +42,7 @@ from spfpn.show.image_explorers import (
 )
 from spfpn.show.run_explorers import ResultsExplorer, TrainingExplorer
 from spfpn.show.warp_explorer import WarpExplorer
+from spfpn.show.widgets import StatefulFigure
 from spfpn.train.losses import masked_huber_loss, spatial_kl_loss
 
 SIZE = (96, 128)
@@ -258,6 +261,20 @@ def test_a_page_that_opens_later_begins_with_what_is_shown(heatmaps):
     assert [
         len(trace["x"]["shape"]) and trace["x"]["shape"][0] for trace in begins["_widget_data"]
     ] == [len(trace.x) for trace in heatmaps.figure.data]
+
+
+def test_a_figure_opens_with_its_content(monkeypatch):
+    "Content that comes later is lost on a page that is slow to load plotly.js: panels stay blank."
+    opened, create = [], comm.create_comm
+
+    def create_comm(**options):
+        opened.append(options["data"]["state"])
+        return create(**options)
+
+    monkeypatch.setattr(comm, "create_comm", create_comm)
+    StatefulFigure(keypoint_figure(torch.zeros(1, 8, 8), torch.tensor([[1.0, 2.0]])))
+    (state,) = (state for state in opened if "_widget_data" in state)
+    assert len(state["_widget_data"]) == len(state["_widget_layout"]["images"]) == 1
 
 
 def test_errors_become_messages():

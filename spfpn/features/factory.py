@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import spfpn
-from ..core.distributed import pick_device, torch_threads
+from ..core.distributed import detector_tensors, pick_device, torch_threads
 from ..core.files import content_digest, printable_path
-from ..core.registry import DETECTORS, Entry, UnknownName, parse_detector_spec
-from ..core.runs import newest_checkpoint
-from ..data.images import ImageError, read_image, to_image_tensor
+from ..core.memory import require_memory
+from spfpn.core.registry import (
+    DETECTORS,
+    Entry,
+    UnknownName,
+    call_user_code,
+    describe_value,
+    parse_detector_spec,
+)
+from ..core.runs import checkpoint_name, newest_checkpoint
+from ..data.images import ImageError, memory_errors, read_image, to_image_tensor
 from .classical import PointDetector, ResponseDetector
 from spfpn.features.keypoints import (
     Detector,
@@ -32,7 +41,13 @@ from spfpn.features.keypoints import (
     keypoint_region,
 )
 from .student import StudentDetector
-from ..models.spfpn import checkpoint_metadata, list_pretrained, load_checkpoint
+from ..geometry.homography import image_size, resize_image, warp_points
+from spfpn.models.spfpn import (
+    checkpoint_metadata,
+    list_pretrained,
+    load_checkpoint,
+    resolve_checkpoint,
+)
 
 # %% auto #0
 __all__ = ['DEFAULT_STUDENT', 'MultiScaleDetector', 'make_detector', 'default_detector', 'LocalFeature', 'load']
@@ -54,8 +69,8 @@ def _checkpoint(spec: str) -> Entry | None:
     if not spec.endswith(".safetensors"):
         return None
     checkpoint_metadata(spec)
-    name = "/".join(Path(spec).resolve().with_suffix("").parts[-3:])
-    return Entry(partial(_student, name, Path(spec)), {"heatmap": True, "student": True})
+    path = resolve_checkpoint(spec)
+    return Entry(partial(_student, checkpoint_name(path), path), {"heatmap": True, "student": True})
 
 
 for _name in list_pretrained():
@@ -80,6 +95,8 @@ class MultiScaleDetector(HeatmapDetector):
         self.version = detector.version and f"{detector.version} {scales}"
         self.device = getattr(detector, "device", "cpu")
         self.detector, self.scales = detector, scales
+        largest = max(1, *scales) ** 2  # of a copy, against the image
+        self.bytes_per_pixel = largest * getattr(detector, "bytes_per_pixel", 0)
 
     def heatmap(self, images: Tensor) -> Tensor:
         "Score images [B, C, H, W]: the mean over all scales, [B, 1, H, W]."
@@ -104,8 +121,10 @@ def _makes_detector(value: Callable[..., Any]) -> bool:
 
 def _from_function(spec: str, entry: Entry, selection: Selection) -> Detector:
     digest = content_digest(entry.source) if entry.source else ""
-    kind = ResponseDetector if entry.tags.get("heatmap") else PointDetector
-    return kind(spec, entry.value, selection, entry.tags.get("version", digest))
+    kind: Any = ResponseDetector if entry.tags.get("heatmap") else PointDetector
+    detector = kind(spec, entry.value, selection, entry.tags.get("version", digest))
+    detector.bytes_per_pixel = entry.tags.get("bytes_per_pixel", detector.bytes_per_pixel)
+    return detector
 
 
 def _detect_in_region(
@@ -120,7 +139,10 @@ def _detect_in_region(
 
 
 def _from_maker(spec: str, entry: Entry, options: dict[str, Any]) -> Detector:
-    detector, library = entry.value(**options), Path(spfpn.__file__).resolve().parent
+    detector = call_user_code(f"detector {spec!r}", entry.value, **options)
+    library = Path(spfpn.__file__).resolve().parent
+    if not callable(getattr(detector, "detect", None)):
+        raise ValueError(f"detector {spec!r} made {describe_value(detector)}; expected `detect`")
     detector.name = getattr(detector, "name", spec)
     if entry.source and library not in entry.source.resolve().parents:
         own = getattr(detector, "version", "")
@@ -130,6 +152,7 @@ def _from_maker(spec: str, entry: Entry, options: dict[str, Any]) -> Detector:
     return detector
 
 # %% ../../nbs/features/factory.ipynb #20521e95
+@detector_tensors()
 def make_detector(
     spec: str | Path,  # a name, a path or FILE.py:NAME, perhaps with @1+1.5
     selection: Selection = Selection(),  # which places become keypoints
@@ -161,6 +184,16 @@ def default_detector() -> str:
     return DEFAULT_STUDENT if DEFAULT_STUDENT in list_pretrained() else str(newest_checkpoint())
 
 
+_USE_RESIZE = "use --resize N, in Python resize=N, to detect in a smaller copy"
+
+
+def _shrink(image: Tensor, long_side: int | None) -> tuple[Tensor, Tensor]:
+    "Fit an image into a long side; return the copy and the homography [3, 3] to it."
+    if long_side is None or max(image_size(image)) <= long_side:
+        return image, torch.eye(3, dtype=torch.float64)
+    return resize_image(image, (long_side, long_side), "fit")
+
+
 def _to_mask(mask: Any, size: tuple[int, ...]) -> Tensor:
     "Return a mask of any form, nonzero inside. Raises `ImageError` for a file of another size."
     if not isinstance(mask, (str, Path)):
@@ -185,18 +218,57 @@ class LocalFeature:
         self,
         images: Any,  # one image, or a batch [B, C, H, W]
         mask: Any = None,  # a path or pixels [H, W], or [B, 1, H, W] for a batch; nonzero inside
+        resize: int | None = None,  # pixels of the long side while detecting; never enlarged
     ) -> Keypoints | list[Keypoints]:
         """Find the keypoints of one image, best first; for a batch, a list of them.
 
-        Raises `ImageError` for what is no image, and ValueError for a mask of another size."""
+        Keypoints lie in the image as given, whatever `resize`. Raises `ImageError` for what is
+        no image, and for an image that needs more memory than there is; and ValueError for a
+        mask of another size."""
         several = isinstance(images, Tensor) and images.dim() == 4
-        gray = [to_image_tensor(image, gray=True) for image in (images if several else [images])]
+        name = printable_path(images) if isinstance(images, (str, Path)) else "this image"
+        with memory_errors(name):
+            one_by_one = images if several else [images]
+            gray = [to_image_tensor(image, gray=True) for image in one_by_one]
         if not gray:
             return []
-        where = {} if mask is None else dict(mask=_to_mask(mask, gray[0].shape[-2:]))
-        with torch_threads(getattr(self.detector, "threads", None)):
-            found = self.detector.detect(torch.stack(gray), **where)
+        inside = None if mask is None else _to_mask(mask, image_size(gray[0]))
+        with memory_errors(name, image_size(gray[0]), _USE_RESIZE):
+            found = self._detect_resized(gray, inside, resize)
         return found if several else found[0]
+
+    def __repr__(self) -> str:
+        return f"LocalFeature({self.detector!r})"
+
+    def _detect_resized(
+        self, images: list[Tensor], mask: Tensor | None, resize: int | None
+    ) -> list[Keypoints]:
+        "Find the keypoints of images [1, H, W] in smaller copies."
+        copies, homographies = zip(*(_shrink(image, resize) for image in images))
+        batch = torch.stack(copies)
+        where: dict[str, Tensor] = {}
+        if mask is not None:
+            size = image_size(batch)
+            inside = mask.reshape(-1, 1, *mask.shape[-2:]) != 0
+            where["mask"] = F.interpolate(inside.float(), size).expand(len(batch), 1, *size) > 0
+        if torch.device(self.device).type == "cpu":  # a GPU refuses what it has no memory for
+            require_memory(batch[:, 0].numel() * getattr(self.detector, "bytes_per_pixel", 0))
+        found = self._detect(batch, **where)
+        if resize is None:
+            return found
+        pairs = zip(found, homographies)
+        return [replace(one, xy=warp_points(one.xy, torch.linalg.inv(H))) for one, H in pairs]
+
+    def _detect(self, images: Tensor, **where: Tensor) -> list[Keypoints]:
+        "Detect in a batch. Raises ValueError for a detector that does not list `Keypoints`."
+        about = f"detector {self.name!r}"
+        with torch_threads(getattr(self.detector, "threads", None)):
+            found = call_user_code(about, self.detector.detect, images, **where)
+        listed = isinstance(found, (list, tuple)) and len(found) == len(images)
+        if not listed or not all(isinstance(one, Keypoints) for one in found):
+            wanted = f"a list of {len(images)} Keypoints"
+            raise ValueError(f"{about} returned {describe_value(found)}; expected {wanted}")
+        return list(found)
 
 # %% ../../nbs/features/factory.ipynb #90026dad
 def load(

@@ -25,7 +25,8 @@ from torchvision.ops import FeaturePyramidNetwork
 
 import spfpn
 from ..core.config import upgrade_flat
-from ..core.files import atomic_write
+from ..core.distributed import detector_tensors
+from ..core.files import atomic_write, user_path
 from ..core.registry import BACKBONES, HEADS, Entry
 from ..data.images import to_gray
 from ..geometry.homography import pad_to_multiple
@@ -370,7 +371,7 @@ def list_pretrained() -> dict[str, Path]:
 
 def resolve_checkpoint(name_or_path: str | Path) -> Path:
     "Return the path of a checkpoint, given as a path or as the name of a bundled student."
-    return Path(list_pretrained().get(str(name_or_path), name_or_path))
+    return list_pretrained().get(str(name_or_path)) or user_path(name_or_path)
 
 # %% ../../nbs/models/spfpn.ipynb #35b857f0
 def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
@@ -379,7 +380,7 @@ def _upgraded(header: dict[str, Any]) -> dict[str, Any]:
     new = {renamed.get(key, key): value for key, value in header.items() if key != "start"}
     if "start" in header:
         new.setdefault("initialized_from", header["start"])
-    if "low" in new:  # a score was (σ(z) - low) / (high - low)
+    if {"low", "high"} <= new.keys():  # a score was (σ(z) - low) / (high - low)
         new = dict(scale=1 / (new["high"] - new["low"]), shift=0.0) | new
     if isinstance(new.get("settings"), dict):
         new["settings"] = upgrade_flat(new["settings"])
@@ -401,6 +402,7 @@ def checkpoint_metadata(path: str | Path) -> dict[str, Any]:
     return header
 
 # %% ../../nbs/models/spfpn.ipynb #b6beaf65
+@detector_tensors()
 def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> SPFPN:
     "Return the student of a checkpoint or a bundled one, in eval mode. Raises `CheckpointError`."
     header, path = checkpoint_metadata(path), resolve_checkpoint(path)

@@ -38,10 +38,22 @@ __all__ = ['LABEL_STYLE', 'StatefulFigure', 'slider', 'dropdown', 'Explorer', 's
 class StatefulFigure(go.FigureWidget):
     "A plotly FigureWidget that begins, in any page, with what it shows now."
 
+    _made = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._made = True
+        self.open()
+
+    def open(self) -> None:
+        "Open the figure in the page, once it has content."
+        if self._made:
+            super().open()
+
     def get_state(self, key: Any = None, drop_defaults: bool = False) -> dict[str, Any]:
         "Return the state that a page starts from."
         state = super().get_state(key, drop_defaults)
-        if "_widget_layout" in state and hasattr(self, "_layout_obj"):  # not while it is being made
+        if "_widget_layout" in state and self._made:
             now = dict(
                 _widget_data=[trace.to_plotly_json() for trace in self.data],
                 _widget_layout=self.layout.to_plotly_json(),

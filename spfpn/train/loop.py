@@ -42,6 +42,7 @@ __all__ = ['SAVE_INTERVAL', 'TrainingError', 'FitOptions', 'lr_factor', 'freeze_
 _GRAD_CLIP = 5.0  # norm of the gradient
 _WARMUP_FRACTION = 0.05  # of the steps
 _EMA_DECAY = 0.999  # at most
+_VIEWS_OF_EPOCH = 128  # of all rows together, where `views_per_epoch` is 0
 SAVE_INTERVAL = 120  # seconds between two states within an epoch
 
 
@@ -57,16 +58,24 @@ class FitOptions:
     lr: float  # peak learning rate
     schedule: str = "cosine"  # of the learning rate; or constant
     batch_size: int = 16  # examples of a step, over all processes
-    views_per_epoch: int = 1  # random views of each row
+    views_per_epoch: int = 1  # random views of each row; 0: as many as make a short epoch
     seed: int = 0
     device: torch.device = torch.device("cpu")
     precision: str = "auto"  # of the forward pass: bfloat16 on CUDA alone; or bfloat16, float32
     workers: int = 2  # threads that prepare batches; no result depends on it
     freeze_batchnorm: bool = False  # keep the running statistics that the model comes with
 
+    def views(self, rows: int) -> int:
+        "Return the random views of each of so many rows in an epoch, at least 1."
+        return self.views_per_epoch or max(1, _VIEWS_OF_EPOCH // rows)
+
+    def steps_of_epoch(self, rows: int) -> int:
+        "Return the steps of an epoch over so many rows, at least 1."
+        return max(1, rows * self.views(rows) // self.batch_size)
+
     def steps_per_epoch(self, task: Task) -> int:
         "Return the steps between two validations, at least 1."
-        return max(1, len(task.examples.train) * self.views_per_epoch // self.batch_size)
+        return self.steps_of_epoch(len(task.examples.train))
 
     def total_steps(self, task: Task) -> int:
         "Return the steps of the whole training."
@@ -105,8 +114,8 @@ def batch_rows(task: Task, step: int, options: FitOptions) -> Any:
     "Return the rows of a step, a sequence of `Row`."
     examples, size = task.examples, options.batch_size
     epoch, k = divmod(step, options.steps_per_epoch(task))
-    views, rows = options.views_per_epoch, len(examples.train)
-    order = _order(options.seed, task.name, epoch, rows, views)
+    rows = len(examples.train)
+    order = _order(options.seed, task.name, epoch, rows, options.views(rows))
     return examples.rows[examples.train[order[k * size : (k + 1) * size]]]
 
 
