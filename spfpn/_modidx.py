@@ -13,7 +13,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'spfpn/apps/benchmark.py'),
                                       'spfpn.apps.benchmark._HeatmapFunction.heatmap': ( 'research/benchmark.html#_heatmapfunction.heatmap',
                                                                                          'spfpn/apps/benchmark.py'),
-                                      'spfpn.apps.benchmark._make_peer': ('research/benchmark.html#_make_peer', 'spfpn/apps/benchmark.py'),
                                       'spfpn.apps.benchmark._make_row': ('research/benchmark.html#_make_row', 'spfpn/apps/benchmark.py'),
                                       'spfpn.apps.benchmark._network': ('research/benchmark.html#_network', 'spfpn/apps/benchmark.py'),
                                       'spfpn.apps.benchmark._provenance': ( 'research/benchmark.html#_provenance',

@@ -78,6 +78,8 @@ heatmaps.widget""",
 import time
 import plotly.graph_objects as go
 from spfpn.show.widgets import Explorer, slider
+
+pytestmark = pytest.mark.slow  # a page takes a minute to open on two busy cores
 class Slow(Explorer):
     def show(self, changed):
         time.sleep(2 if changed else 0)
@@ -295,7 +297,7 @@ class Explorer:
         self.page.mouse.move(x, y, steps=4)
         text = plot.locator(".hoverlayer .hovertext .nums")
         text.first.wait_for(timeout=60_000)
-        return text.first.inner_text() or text.first.text_content()
+        return text.first.text_content()
 
     @property
     def busy(self) -> bool:

@@ -130,10 +130,35 @@ print("done")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
-@pytest.mark.parametrize("names", [["harris", "sift", "fast"], ["spfpn-s", "aliked"], ["onnx"]])
+@pytest.mark.parametrize("names", [["harris", "sift", "fast"], ["spfpn-s", "aliked"]])
 def test_a_pool_that_forks_after_a_detection_does_not_hang(names):
     code = FORK.format(tests=str(Path(__file__).parent), names=names)
     assert child(code, OMP_NUM_THREADS=None).endswith("done\n")
+
+
+FORK_OF_RUNTIME = """
+import multiprocessing, sys
+sys.path.insert(0, {tests!r})
+from test_environments import arrays, image, make
+
+def work(name):
+    try:
+        return arrays(detector.detect(image())[0])
+    except RuntimeError as error:
+        return str(error)
+
+detector = make({name!r})
+work("")
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    print(pool.map_async(work, [""]).get(240)[0])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no fork")
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_runtime_in_a_forked_process_says_what_to_do(name):
+    said = child(FORK_OF_RUNTIME.format(tests=str(Path(__file__).parent), name=name))
+    assert "does not survive a fork" in said and '"spawn" or "forkserver"' in said
 
 
 MINE = """

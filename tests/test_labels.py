@@ -280,7 +280,7 @@ def losses(tmp_path):
 )
 def test_a_loss_that_cannot_train_is_named_before_a_training(name, said, losses):
     config = Config.from_flat({"phase1.loss": f"{losses}:{name}"})
-    with pytest.raises(ValueError, match=rf"phase-1 loss '.*mine.py:{name}': .*{said}"):
+    with pytest.raises(ValueError, match=rf"phase-1 loss '.*mine.py:{name}'[:,] .*{said}"):
         SupervisedTask(SimpleNamespace(size=(64, 96)), config)
 
 

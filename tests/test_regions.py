@@ -1,6 +1,7 @@
 """Where keypoints may be: not where the image is flat, and not outside a mask."""
 
 import json
+import os
 from functools import cache
 
 import numpy as np
@@ -55,6 +56,7 @@ def made(name, folder, **choice):
             RuntimeDetector
         )  # without an export, which takes a minute
         runtime.selection, runtime.size = selection, None
+        runtime.process, runtime.name = os.getpid(), "export"
         runtime.run = lambda images: [load_checkpoint("spfpn-s").heatmap(images)]
         return runtime
     if name in ("function", "class"):

@@ -47,7 +47,7 @@ def place(tmp_path, monkeypatch):
         image = Image.new("L", (96, 64), 20)
         image.paste(220, (30, 20, 70 + k, 50))
         image.save(Path(NAME, f"{k} {NAME}.png"))
-    dots = "def dots(image):\n    return [[9.0, 8.0, 1.0], [30.0, 20.0, 0.5]]\n"
+    dots = "def dots(image):\n    return [[50.0, 30.0, 1.0], [30.0, 20.0, 0.5]]\n"
     Path(f"{NAME}.py").write_text(dots)
     return tmp_path
 

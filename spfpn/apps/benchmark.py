@@ -31,8 +31,6 @@ from spfpn.features.keypoints import (
     choose_in_region,
     keypoint_region,
 )
-from ..features.teachers import SUPERPOINT_MAGICLEAP, SuperPoint
-from ..features.xfeat import XFEAT_WEIGHTS, XFeat
 from ..geometry.homography import resize_image
 from ..labels.labeling import ImageLoader, label_images
 from ..models.spfpn import list_pretrained, load_checkpoint
@@ -55,26 +53,22 @@ class _ExtractorHeatmap(nn.Module):
         return self.extractor.unfit(scores, (images.shape[-2], images.shape[-1]))
 
 # %% ../../nbs/research/benchmark.ipynb #rb07
-_PEERS: dict[str, tuple[Any, Any, str]] = {
-    "superpoint": (SuperPoint, SUPERPOINT_MAGICLEAP, "SuperPoint"),
-    "xfeat": (XFeat, XFEAT_WEIGHTS, "XFeat"),
+_PEERS = {  # what tables call them
+    "superpoint": "SuperPoint",
+    "xfeat": "XFeat",
+    "edgepoint2-t32": "EdgePoint2-T32",
+    "edgepoint2-s64": "EdgePoint2-S64",
+    "edgepoint2-e64": "EdgePoint2-E64",
 }
-
-
-def _make_peer(name: str, selection: Selection) -> tuple[str, Extractor]:
-    "Return what tables call a peer, and the peer; its weights are random where it has none."
-    kind, weights, title = _PEERS[name]
-    known = weights.path.is_file()
-    return title if known else f"{title} (random weights)", kind(selection, pretrained=known)
 
 # %% ../../nbs/research/benchmark.ipynb #rb07b
 def _network(name: str) -> tuple[str, nn.Module] | None:
     "Return what tables call a network, and the network; None for another detector."
     if name in _PEERS:
-        title, peer = _make_peer(name, Selection())
+        peer: Any = make_detector(name)
         if name == "superpoint":
             peer.net.convDa = peer.net.convDb = nn.Identity()  # no descriptors
-        return title, _ExtractorHeatmap(peer)
+        return _PEERS[name], _ExtractorHeatmap(peer)
     if name in list_pretrained():
         return name, load_checkpoint(list_pretrained()[name])
     return (checkpoint_name(name), load_checkpoint(name)) if name.endswith(".safetensors") else None
@@ -109,11 +103,14 @@ class _HeatmapFunction(HeatmapDetector):
         return self.function(images)
 
 # %% ../../nbs/research/benchmark.ipynb #rb07ca
+_EDGEPOINT2 = [f"{name}:eager" for name in _PEERS if name.startswith("edgepoint2")]
+
+
 def default_specs(student: str) -> list[str]:
     "List what is timed when nothing is named: a student and others, in several runtimes."
     exported = ("onnx", "openvino", "openvino-bf16")
     networks = [f"{n}:{r}" for n in (student, "superpoint") for r in ("eager", *exported)]
-    return [*networks, "xfeat:eager", "xfeat:openvino", "xfeat", "aliked", "harris"]
+    return [*networks, "xfeat:eager", "xfeat:openvino", "xfeat", *_EDGEPOINT2, "aliked", "harris"]
 
 
 def _make_row(
@@ -125,8 +122,7 @@ def _make_row(
     name, _, runtime = spec.rpartition(":")
     found = _network(name) if name else None
     if spec in _PEERS:
-        title, peer = _make_peer(spec, selection)
-        return f"{title}, its own choice", peer
+        return f"{_PEERS[spec]}, its own choice", make_detector(spec, selection)
     if found is None:
         return spec, make_detector(spec, selection)
     title, network = found

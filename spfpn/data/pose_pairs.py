@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.files import content_digest, project_root
+from ..core.files import content_digest, user_path
 from .images import ImageError
 from .sequences import ImageSequence, SequenceSet
 
@@ -160,7 +160,7 @@ def open_poses(folder: str | Path) -> PoseSet:
     """Open the scenes of a folder with a file of pairs, or of its subfolders that have one.
 
     Raises `ImageError` for a part that is missing, or a line that is wrong."""
-    folder = project_root() / Path(folder).expanduser()
+    folder = user_path(folder)
     if not folder.is_dir():
         raise _bad(str(folder), "no such folder")
     below = sorted({path.parent for path in folder.glob(f"*/*{POSE_FILE}")})

@@ -24,11 +24,11 @@ from spfpn.features.keypoints import (
     Keypoints,
     Selection,
     detector_repr,
+    in_region,
     keypoint_region,
     returned_array,
     select_keypoints,
 )
-from ..geometry.homography import in_image
 
 # %% auto #0
 __all__ = ['harris_response', 'ResponseDetector', 'PointDetector', 'SIFT']
@@ -174,17 +174,21 @@ class SIFT(PointDetector):
     def __init__(self, selection: Selection = Selection(), device: Any = "cpu"):
         super().__init__("sift", _sift_points, selection, _VERSION)
 
-    def detect_and_describe(self, images: Tensor) -> list[Keypoints]:
+    @detector_tensors()
+    def detect_and_describe(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
         "Find SIFT's own choice of points, described, in images [B, C, H, W]; best first."
-        return [self._described(image) for image in gray_arrays(images)]
+        region = keypoint_region(images, mask, self.selection.border)
+        regions = [None] * len(images) if region is None else region[:, 0]
+        return [self._described(*one) for one in zip(gray_arrays(images), regions)]
 
-    def _described(self, image: np.ndarray) -> Keypoints:
+    def _described(self, image: np.ndarray, region: Tensor | None) -> Keypoints:
         pixels = np.round(image * 255).astype(np.uint8)
         points, histograms = cv2.SIFT.create().detectAndCompute(pixels, None)
         xy = torch.tensor([p.pt for p in points], dtype=torch.float32).reshape(-1, 2)
         scores = torch.tensor([p.response for p in points], dtype=torch.float32)
         found = np.zeros((0, 128), np.float32) if histograms is None else histograms
         roots = F.normalize(torch.from_numpy(found), p=1, dim=1).sqrt()
-        kept = in_image(xy, image.shape, self.selection.border)
+        size = (image.shape[0], image.shape[1])
+        kept = in_region(xy, size, self.selection.border, region)
         kept &= scores > self.selection.threshold
         return Keypoints(xy, scores, roots).select(kept).top(self.selection.max_keypoints)

@@ -347,9 +347,11 @@ class RuntimeDetector(HeatmapDetector):
 
     Raises ImportError without the format's extra, `ExportError` and `CheckpointError` for a
     student, ValueError for a damaged file, and for images of another size than `size`.
-    A session of a runtime belongs to its process, so each process starts its own."""
+    A session of a runtime belongs to its process. A spawned process starts its own; in a forked
+    one, which copies threads that are gone, `heatmap` raises RuntimeError."""
 
     always_subpixel = True  # as a student's
+    process = 0  # that its session belongs to; 0: it has none yet
 
     @detector_tensors()
     def __init__(
@@ -379,6 +381,9 @@ class RuntimeDetector(HeatmapDetector):
 
     def heatmap(self, images: Tensor) -> Tensor:
         "Score images [B, C, H, W]: [B, 1, H, W]."
+        if self.process not in (0, os.getpid()) and self.threads is not None:
+            todo = 'start processes by "spawn" or "forkserver", or load the detector in each'
+            raise RuntimeError(f"{self.name}: its runtime does not survive a fork; {todo}")
         if self.process != os.getpid():
             self.run = _find_runtime(self.runtime).run(self.files, self.size)
             self.process = os.getpid()

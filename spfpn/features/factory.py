@@ -128,6 +128,7 @@ def _from_function(spec: str, entry: Entry, selection: Selection) -> Detector:
 
 
 def _detect_in_region(
+    about: str,  # what an error calls the detector
     detect: Callable[[Tensor], list[Keypoints]],  # of a class that knows no region
     selection: Selection,
     images: Tensor,
@@ -135,7 +136,7 @@ def _detect_in_region(
 ) -> list[Keypoints]:
     "Find keypoints, and drop those outside the region of `images` and `mask`."
     region = keypoint_region(images, mask, selection.border)
-    return choose_in_region(detect, (images,), region)
+    return choose_in_region(partial(call_user_code, about, detect), (images,), region)
 
 
 def _from_maker(spec: str, entry: Entry, options: dict[str, Any]) -> Detector:
@@ -148,7 +149,8 @@ def _from_maker(spec: str, entry: Entry, options: dict[str, Any]) -> Detector:
         own = getattr(detector, "version", "")
         detector.version = " ".join(filter(None, (content_digest(entry.source), own)))
     if "mask" not in inspect.signature(detector.detect).parameters:
-        detector.detect = partial(_detect_in_region, detector.detect, detector.selection)
+        about, own = f"detector {spec!r}", (detector.detect, detector.selection)
+        detector.detect = partial(_detect_in_region, about, *own)
     return detector
 
 # %% ../../nbs/features/factory.ipynb #20521e95

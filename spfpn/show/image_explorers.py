@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import copy
 from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
@@ -61,9 +61,9 @@ def selection_candidates(
     if hasattr(detector, "heatmap"):
         with torch.inference_mode():
             return detector.heatmap(image[None]).detach().cpu().float(), None
-    everything = Selection(_NO_LIMIT, nms_radius=0, border=0)
-    willing: Any = detector  # a dataclass
-    return None, replace(willing, selection=everything).detect(image[None])[0]
+    willing = copy(detector)
+    willing.selection = Selection(_NO_LIMIT, nms_radius=0, border=0)
+    return None, willing.detect(image[None])[0]
 
 # %% ../../nbs/show/image_explorers.ipynb #bff45f21
 def _heatmap_controls(detectors: LazyDetectors, panels: Sequence[int]) -> dict[str, ipw.Widget]:
