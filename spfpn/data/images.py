@@ -76,7 +76,7 @@ def to_gray(images: Tensor) -> Tensor:
     return (images * weights).sum(-3, keepdim=True)
 
 
-_BYTES_PER_BAND = 13  # of memory for each pixel while an image is read: `tools/memory.py`
+_BYTES_PER_BAND = 13  # of memory per pixel; `tools/memory.py` measures 7 (gray), 9 (color PNG)
 
 
 def _to_pixels(image: Image.Image, gray: bool) -> Tensor:

@@ -13,17 +13,12 @@ from torch import Tensor
 
 from ..core.registry import PROTOCOLS
 from spfpn.evaluate.matching import (
-    check_matcher,
-    check_own_descriptors,
+    MatchingProtocol,
     match_views,
-    named_parts,
-    nms_radius_options,
-    spaced,
 )
 from .metrics import corner_error, covisible_keypoints, fraction_within
 from .protocol import PlanarPairProtocol, View
-from ..features.descriptors import OWN_DESCRIPTORS
-from ..features.keypoints import Detector, Selection
+from ..features.keypoints import Selection
 from ..geometry.estimation import estimate_homography, reorder_matches
 from ..geometry.homography import warp_points
 
@@ -31,16 +26,12 @@ from ..geometry.homography import warp_points
 __all__ = ['H1', 'H2', 'HomographyProtocol']
 
 # %% ../../nbs/evaluate/homography_estimation.ipynb #c27-8d2c8338a
-_PARTS = ("descriptor", "matcher", "estimator")
-
-
 @dataclass(frozen=True)
-class _HomographySettings(PlanarPairProtocol):
+class _HomographySettings(MatchingProtocol, PlanarPairProtocol):
     "Which descriptor, matcher and estimator lead to a homography."
 
     keep: int = 1000  # best points that both images show; 0: all points
     descriptor: str = "sift"
-    matcher: str = "mnn"
     estimator: str = "opencv"
     opencv_threshold: float = 3.0  # px
     magsac_threshold: float = 3.0  # px
@@ -48,26 +39,7 @@ class _HomographySettings(PlanarPairProtocol):
     seeds: int = 10  # orders of the matches, each with an estimate of its own
     curve_epsilons: tuple[float, ...] = (0.5, 1, 1.5, 2, 2.5, 3, 4, 5, 7, 10)  # px
     kind = "homography"
-
-    def with_options(self, *options: str) -> _HomographySettings:
-        "Return the protocol with other parts, or another NMS radius. Raises ValueError."
-        radius, base = nms_radius_options(options), self.name.partition(":")[0]
-        chosen = named_parts([option for option in options if option not in radius], _PARTS)
-        used = {part: getattr(self, part) for part in _PARTS} | chosen
-        own = used["descriptor"] == OWN_DESCRIPTORS
-        defaults = {"matcher": "mnn", "estimator": "magsac" if own else "opencv"}
-        if own:
-            used |= {"estimator": chosen.get("estimator", "magsac")}
-        check_matcher(used["matcher"], used["descriptor"], base)
-        others = [used[part] for part, usual in defaults.items() if used[part] != usual]
-        name = ":".join([base, used["descriptor"], *others, *radius])
-        return replace(self, name=name, selection=spaced(self.selection, radius, own), **used)
-
-    def check(self, detector: Detector) -> None:
-        "Raise ValueError unless the detector suits the protocol."
-        super().check(detector)
-        if self.descriptor == OWN_DESCRIPTORS:
-            check_own_descriptors(detector, self.matcher)
+    parts = "descriptor", "matcher", "estimator"
 
 # %% ../../nbs/evaluate/homography_estimation.ipynb #h-measure1
 class HomographyProtocol(_HomographySettings):

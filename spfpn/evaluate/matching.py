@@ -8,21 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
 from ..core.registry import DESCRIPTORS, DETECTORS, ESTIMATORS, MATCHERS, Registry
-from .protocol import View
+from .protocol import View, _SequenceProtocol
 from ..features.descriptors import OWN_DESCRIPTORS, own_descriptor
 from ..features.keypoints import Detector, Keypoints, Selection
 from ..match.matchers import make_matcher, match_keypoints
 
 # %% auto #0
-__all__ = ['named_parts', 'nms_radius_options', 'spaced', 'check_matcher', 'check_own_descriptors', 'match_views']
+__all__ = ['named_parts', 'nms_radius_options', 'spaced', 'check_matcher', 'check_own_descriptors', 'MatchingProtocol',
+           'match_views']
 
 # %% ../../nbs/evaluate/matching.ipynb #f8eaf6d6
 _REGISTRIES = {"descriptor": DESCRIPTORS, "matcher": MATCHERS, "estimator": ESTIMATORS}
@@ -88,6 +89,35 @@ def check_own_descriptors(detector: Detector, matcher: str) -> None:
         why = f"{matcher} has no weights for descriptors of {own!r}"
         todo = f"it has them for {', '.join(features)}. Take mnn"
         raise ValueError(f"detector {detector.name!r}: {why}; {todo}")
+
+# %% ../../nbs/evaluate/matching.ipynb #f29b603e
+@dataclass(frozen=True)
+class MatchingProtocol(_SequenceProtocol):
+    "A protocol that matches keypoints. Subclasses give `parts`, and a field for each."
+
+    descriptor: str = OWN_DESCRIPTORS
+    matcher: str = "mnn"
+    parts: ClassVar[tuple[str, ...]] = ("descriptor", "matcher")
+
+    def with_options(self, *options: str) -> MatchingProtocol:
+        "Return the protocol with other parts, or another NMS radius. Raises ValueError."
+        radius, base = nms_radius_options(options), self.name.partition(":")[0]
+        chosen = named_parts([option for option in options if option not in radius], self.parts)
+        used = {part: getattr(self, part) for part in self.parts} | chosen
+        own = used["descriptor"] == OWN_DESCRIPTORS
+        usual = {"matcher": "mnn", "estimator": "magsac" if own else "opencv"}
+        if own and "estimator" in self.parts:
+            used["estimator"] = chosen.get("estimator", usual["estimator"])
+        check_matcher(used["matcher"], used["descriptor"], base)
+        others = [used[part] for part in self.parts[1:] if used[part] != usual[part]]
+        name = ":".join([base, used["descriptor"], *others, *radius])
+        return replace(self, name=name, selection=spaced(self.selection, radius, own), **used)
+
+    def check(self, detector: Detector) -> None:
+        "Raise ValueError unless the detector suits the protocol."
+        super().check(detector)
+        if self.descriptor == OWN_DESCRIPTORS:
+            check_own_descriptors(detector, self.matcher)
 
 # %% ../../nbs/evaluate/matching.ipynb #e0b4c311
 @lru_cache(maxsize=2)

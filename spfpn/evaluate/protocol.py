@@ -245,16 +245,24 @@ class EvaluationProtocol:
 class _SequenceProtocol(EvaluationProtocol):
     "A protocol over pairs of images in sequences. Subclasses give `_pairs`."
 
+    needed: ClassVar[str] = "image"  # an attribute that sequences must have
+    needs: ClassVar[str] = "sequences"  # what an error asks for
+
     def _pairs(
         self, detector: Detector, sequence: Any, cache: PredictionCache | None
     ) -> Iterator[dict[str, Any]]:
         "Measure the pairs of a sequence: `sequence`, `kind`, `pair` and metrics of each."
         raise NotImplementedError
 
-    def _run_pairs(
-        self, detector: Detector, data: SequenceSet, cache: PredictionCache | None
+    def run(
+        self,
+        detector: Detector,
+        data: SequenceSet | None = None,
+        cache: PredictionCache | None = None,
     ) -> pd.DataFrame:
-        "Make a row for each pair."
+        self.check(detector)
+        if data is None or not hasattr(data.sequences[0], self.needed):
+            raise ValueError(f"{self.name} needs {self.needs}")
         rows, about = [], self.row_columns(detector, data.name, data.digest)
         with self._progress(detector, data.pair_count()) as bar:
             for sequence in data:
@@ -273,6 +281,7 @@ class PlanarPairProtocol(_SequenceProtocol):
     resampling: str = "area"  # area or bilinear
     epsilons: tuple[float, ...] = (1, 3, 5)  # px
     kind, data = "planar pairs", "sequences"
+    needed, needs = "homographies", "planar sequences, with homographies"
     descriptor = ""
 
     def measure(self, first: View, second: View, H: Tensor) -> dict[str, Any]:
@@ -288,17 +297,6 @@ class PlanarPairProtocol(_SequenceProtocol):
             H = adapt_homography(sequence.homography(k), first.A, view.A)
             about = dict(sequence=sequence.name, kind=sequence.kind, pair=f"1-{k}")
             yield {**about, **self.measure(first, view, H)}
-
-    def run(
-        self,
-        detector: Detector,
-        data: SequenceSet | None = None,
-        cache: PredictionCache | None = None,
-    ) -> pd.DataFrame:
-        self.check(detector)
-        if data is None or not hasattr(data.sequences[0], "homographies"):
-            raise ValueError(f"{self.name} needs planar sequences, with homographies")
-        return self._run_pairs(detector, data, cache)
 
 # %% ../../nbs/evaluate/protocol.ipynb #c46-4256c9a8
 def _find_with_options(spec: str) -> Entry | None:

@@ -6,28 +6,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from ..core.registry import PROTOCOLS
 from ..data.pose_pairs import PosePair, PoseScene
-from ..data.sequences import SequenceSet
 from spfpn.evaluate.matching import (
-    check_matcher,
-    check_own_descriptors,
+    MatchingProtocol,
     match_views,
-    named_parts,
-    nms_radius_options,
-    spaced,
 )
 from .metrics import fraction_within
-from .protocol import PredictionCache, View, _SequenceProtocol, detect_views
-from ..features.descriptors import OWN_DESCRIPTORS
+from .protocol import PredictionCache, View, detect_views
 from ..features.keypoints import Detector, Selection
 from ..geometry.estimation import reorder_matches
 from ..geometry.homography import warp_points
@@ -56,41 +49,20 @@ def unturned_view(
     return warp_points(view.keypoints.xy.double(), back), A
 
 # %% ../../nbs/evaluate/relative_pose.ipynb #b275bc24
-_PARTS = ("descriptor", "matcher")
-
-
 @dataclass(frozen=True)
-class _PoseSettings(_SequenceProtocol):
+class _PoseSettings(MatchingProtocol):
     "Which descriptor and matcher lead to a relative pose."
 
     size: tuple[int, int] = (1024, 1024)  # height and width that the image shrinks into, px
     crop: str = "within"
     resampling: str = "area"
-    descriptor: str = OWN_DESCRIPTORS
-    matcher: str = "mnn"
     threshold: float = 1.0  # epipolar error of an inlier, px
     iterations: int = 10_000  # samples at most
     seeds: int = 3  # orders of the matches, each with an estimate of its own
     epsilons: tuple[float, ...] = (1, 3, 5)  # epipolar errors, px
     curve_degrees: tuple[float, ...] = (0.5, 1, 2, 3, 5, 7, 10, 15, 20)
     kind, data = "relative pose", "poses"
-
-    def with_options(self, *options: str) -> _PoseSettings:
-        "Return the protocol with other parts, or another NMS radius. Raises ValueError."
-        radius, base = nms_radius_options(options), self.name.partition(":")[0]
-        chosen = named_parts([option for option in options if option not in radius], _PARTS)
-        used = {part: getattr(self, part) for part in _PARTS} | chosen
-        check_matcher(used["matcher"], used["descriptor"], base)
-        others = [used["matcher"]] if used["matcher"] != "mnn" else []
-        name = ":".join([base, used["descriptor"], *others, *radius])
-        own = used["descriptor"] == OWN_DESCRIPTORS
-        return replace(self, name=name, selection=spaced(self.selection, radius, own), **used)
-
-    def check(self, detector: Detector) -> None:
-        "Raise ValueError unless the detector suits the protocol."
-        super().check(detector)
-        if self.descriptor == OWN_DESCRIPTORS:
-            check_own_descriptors(detector, self.matcher)
+    needed, needs = "pairs", "scenes with poses"
 
 # %% ../../nbs/evaluate/relative_pose.ipynb #27e6cda0
 _FAILURE = 180.0  # degrees
@@ -152,17 +124,6 @@ class RelativePoseProtocol(_PoseSettings):
             about = dict(sequence=sequence.name, kind=sequence.kind)
             about["pair"] = f"{pair.first}-{pair.second}"
             yield {**about, **self.measure(*ends, sequence, pair)}
-
-    def run(
-        self,
-        detector: Detector,
-        data: SequenceSet | None = None,
-        cache: PredictionCache | None = None,
-    ) -> pd.DataFrame:
-        self.check(detector)
-        if data is None or not hasattr(data.sequences[0], "pairs"):
-            raise ValueError(f"{self.name} needs scenes with poses")
-        return self._run_pairs(detector, data, cache)
 
 
 P1: RelativePoseProtocol = PROTOCOLS.register(

@@ -129,6 +129,7 @@ class StabilityProtocol(_SequenceProtocol):
     flow: str = "DIS medium"
     agreement: float = 1.0  # px, between the flow there and the flow back
     kind, data = "stability", "frames"
+    needs = "frames: a folder of them, as --frames FOLDER or -p evaluate.frames=FOLDER"
 
     def measure(
         self, first: Keypoints, second: Keypoints, there: Tensor, back: Tensor
@@ -154,18 +155,6 @@ class StabilityProtocol(_SequenceProtocol):
         for k in range(1, len(sequence)):
             about = dict(sequence=sequence.name, kind=sequence.kind, pair=f"{k}-{k + 1}")
             yield about | self.measure(points[k - 1], points[k], *_flows(sequence, k, *how))
-
-    def run(
-        self,
-        detector: Detector,
-        data: SequenceSet | None = None,
-        cache: PredictionCache | None = None,
-    ) -> pd.DataFrame:
-        self.check(detector)
-        if data is None:
-            todo = "--frames FOLDER or -p evaluate.frames=FOLDER"
-            raise ValueError(f"{self.name} needs frames: a folder of them, as {todo}")
-        return self._run_pairs(detector, data, cache)
 
 # %% ../../nbs/evaluate/repeatability.ipynb #c42-7b90f0cfa
 T1: StabilityProtocol = PROTOCOLS.register("T1", StabilityProtocol("T1", _SELECTION))
