@@ -78,8 +78,6 @@ heatmaps.widget""",
 import time
 import plotly.graph_objects as go
 from spfpn.show.widgets import Explorer, slider
-
-pytestmark = pytest.mark.slow  # a page takes a minute to open on two busy cores
 class Slow(Explorer):
     def show(self, changed):
         time.sleep(2 if changed else 0)
@@ -283,8 +281,8 @@ class Explorer:
             .map(panel => panel.getBoundingClientRect().width)"""
         )
 
-    def hover(self, trace: int, k: int) -> str:
-        "Put the mouse on a point of a trace, and read what appears."
+    def hover(self, trace: int, k: int):
+        "Put the mouse on a point of a trace."
         plot = self.box.locator(".js-plotly-plot").first
         place = """(plot, [trace, k]) => {
             plot.scrollIntoView({block: 'center'});
@@ -295,9 +293,14 @@ class Explorer:
         x, y = plot.evaluate(place, [trace, k])
         self.page.mouse.move(x + 40, y + 40)
         self.page.mouse.move(x, y, steps=4)
-        text = plot.locator(".hoverlayer .hovertext .nums")
-        text.first.wait_for(timeout=60_000)
-        return text.first.text_content()
+
+    @property
+    def hovered(self) -> str:
+        "What appears under the mouse; empty when nothing does."
+        return self.box.locator(".js-plotly-plot").first.evaluate(
+            """plot => { const text = plot.querySelector('.hoverlayer .hovertext .nums');
+            return text ? text.textContent.replaceAll('\\n', '') : '' }"""
+        )
 
     @property
     def busy(self) -> bool:
@@ -420,11 +423,15 @@ def check_rotation(explorer: Explorer, size):
 
 def check_hover(explorer: Explorer, trace: int, k: int):
     "A point tells its place, its score and its rank."
-    text = explorer.hover(trace, k)
-    found = re.search(r"x (\S+?)y (\S+?)score (\S+?)rank (\d+)", text.replace("\n", ""))
-    assert found and np.allclose(
-        [float(found[1]), float(found[2])], explorer.points(trace)[k], atol=0.01
-    )
+    expected = explorer.points(trace)[k]
+    explorer.hover(trace, k)
+
+    def told():  # on its way the mouse has met other points
+        found = re.search(r"x (\S+?)y (\S+?)score (\S+?)rank (\d+)", explorer.hovered)
+        here = found and np.allclose([float(found[1]), float(found[2])], expected, atol=0.01)
+        return found if here else None
+
+    found = wait(told, 10, f"the place, score and rank of the point at {expected}")
     assert float(found[3]) > 0 and int(found[4]) >= k + 1
 
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from ..core.registry import PROTOCOLS
-from ..data.sequences import ImageSequence, SequenceSet
+from ..data.sequences import ImageSequence
 from spfpn.evaluate.metrics import (
     covisible_keypoints,
     fraction_within,
