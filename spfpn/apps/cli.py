@@ -220,7 +220,7 @@ def _label_command(
 # %% ../../nbs/apps/cli.ipynb #453c5a46
 _train_app = typer.Typer(
     no_args_is_help=True,
-    help="Train the student: phase1, then phase2.",
+    help="Train the student: phase1, phase2, phase3.",
     epilog=example("train phase1 --profile quick"),
 )
 app.add_typer(_train_app, name="train")
@@ -253,6 +253,22 @@ def _phase2_command(
     store = folder.training_store(config.phase2.targets)
     student = train_phase2(config, store, start, folder.phase(2))
     say_written(student, "the best student of phase 2")
+
+# %% ../../nbs/apps/cli.ipynb #cliph3
+@_train_app.command("phase3", epilog=example("train phase3 --profile quick --run mine"))
+def _phase3_command(
+    profile: _ProfileOption = "quick", parameters: ParametersOption = None, run: _RunOption = None
+) -> None:
+    "Learn a teacher's descriptors: from phase 2's student, or phase3.init_from, into phase3/."
+    from spfpn.labels.descriptions import make_descriptions
+    from spfpn.train.phases import train_phase3
+
+    config, folder = _start(profile, parameters, run)
+    start = config.phase3.init_from or folder.detector
+    made = make_descriptions(config, folder.descriptions, start)
+    say_written(folder.descriptions, f"the descriptions of {len(made)} images")
+    student = train_phase3(config, folder.descriptions, start, folder.phase(3))
+    say_written(student, "the best student of phase 3")
 
 # %% ../../nbs/apps/cli.ipynb #74712012
 def _cell(value: Any) -> Text:

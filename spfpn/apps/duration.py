@@ -109,14 +109,16 @@ def expected_seconds(
     first = images * (1 + labels.adaptation_views) * pace.label
     pairs = min(images, labels.pair_limit or images) * (1 + labels.pairs_per_image) * pace.label
     looks = (1 + phase2.adaptation_views) * sum(s * s for s in phase2.adaptation_scales)
-    steps1, steps2 = (_training_steps(config, p.epochs, images) for p in (config.phase1, phase2))
+    phases = (config.phase1, phase2, config.phase3)
+    steps1, steps2, steps3 = (_training_steps(config, phase.epochs, images) for phase in phases)
     measured = min(20, max(1, round(config.data.val_fraction * images)))
     detectors = len(config.evaluate.protocols) * (len(config.evaluate.detectors) + 2)
     return {
         "01_label": first + paired * pairs,
         "02_phase1": steps1 * pace.step,
         "03_phase2": steps2 * pace.step * (1 + paired) + (not paired) * images * looks * pace.view,
-        "04_evaluate": 12 * measured * detectors * pace.view,
+        "04_phase3": steps3 * pace.step + images * (pace.label + pace.view),
+        "05_evaluate": 12 * measured * detectors * pace.view,
     }
 
 # %% ../../nbs/apps/duration.ipynb #058a48ef

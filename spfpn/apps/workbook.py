@@ -39,8 +39,9 @@ _READS = {
     "labels augment.rotation augment.zoom phase2.targets",
     "02_phase1": "data model phase1 augment train",
     "03_phase2": "phase2",
-    "04_evaluate": "evaluate",
-    "05_report": "",
+    "04_phase3": "phase3",
+    "05_evaluate": "evaluate",
+    "06_report": "",
 }
 
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 # %% auto #0
-__all__ = ['is_distributed', 'DeviceError', 'pick_device', 'get_rank', 'get_world_size', 'all_gather', 'broadcast', 'map_ranks',
-           'all_reduce_mean', 'main_first', 'torch_threads', 'detector_tensors']
+__all__ = ['is_distributed', 'DeviceError', 'pick_device', 'batch_to_device', 'get_rank', 'get_world_size', 'all_gather',
+           'broadcast', 'map_ranks', 'all_reduce_mean', 'main_first', 'torch_threads', 'detector_tensors']
 
 # %% ../../nbs/core/distributed.ipynb #9ada52a1
 def is_distributed() -> bool:
@@ -84,6 +84,16 @@ def pick_device(name: str = "auto") -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"device={name!r}: {str(error).splitlines()[0]}") from None
+
+
+def batch_to_device(
+    batch: dict[str, torch.Tensor], device: torch.device
+) -> dict[str, torch.Tensor]:
+    "Move a batch; float64 stays where Apple's GPU, which has none, would refuse it."
+    import torch
+
+    stays = torch.float64 if device.type == "mps" else None
+    return {name: x if x.dtype == stays else x.to(device) for name, x in batch.items()}
 
 # %% ../../nbs/core/distributed.ipynb #c291609a
 _Item = TypeVar("_Item")

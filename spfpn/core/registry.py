@@ -25,9 +25,9 @@ from typing import Any
 from .files import project_root, user_path
 
 # %% auto #0
-__all__ = ['DETECTORS', 'DESCRIPTORS', 'BACKBONES', 'HEADS', 'KEYPOINT_LOSSES', 'CONSISTENCY_LOSSES', 'MATCHERS', 'PROTOCOLS',
-           'ESTIMATORS', 'REGISTRIES', 'Entry', 'UnknownName', 'describe_value', 'UserCodeError', 'call_user_code',
-           'Registry', 'parse_detector_spec', 'import_extra']
+__all__ = ['DETECTORS', 'DESCRIPTORS', 'BACKBONES', 'HEADS', 'KEYPOINT_LOSSES', 'CONSISTENCY_LOSSES', 'DESCRIPTOR_LOSSES',
+           'MATCHERS', 'PROTOCOLS', 'ESTIMATORS', 'REGISTRIES', 'Entry', 'UnknownName', 'describe_value',
+           'UserCodeError', 'call_user_code', 'Registry', 'parse_detector_spec', 'import_extra']
 
 # %% ../../nbs/core/registry.ipynb #7993f228
 @dataclass(frozen=True)
@@ -320,6 +320,7 @@ BACKBONES = Registry("backbone", ("spfpn.models",), default="backbone")
 HEADS = Registry("head", ("spfpn.models",), default="head")
 KEYPOINT_LOSSES = Registry("phase-1 loss", ("spfpn.train.losses",), default="loss")
 CONSISTENCY_LOSSES = Registry("phase-2 loss", ("spfpn.train.losses",), default="loss")
+DESCRIPTOR_LOSSES = Registry("descriptor loss", ("spfpn.train.descriptor_losses",), default="loss")
 MATCHERS = Registry("matcher", ("spfpn.match",), default="matcher")
 PROTOCOLS = Registry("protocol", ("spfpn.evaluate",), default="protocol", needs="run")
 ESTIMATORS = Registry("estimator", ("spfpn.geometry",), default="estimate")
@@ -332,6 +333,7 @@ REGISTRIES = {
         HEADS,
         KEYPOINT_LOSSES,
         CONSISTENCY_LOSSES,
+        DESCRIPTOR_LOSSES,
         MATCHERS,
         PROTOCOLS,
         ESTIMATORS,

@@ -166,6 +166,7 @@ class _RunPaths(_Folder):
 
     labels = _Part("labels")  # label store: the teacher's keypoints
     pairs = _Part("pairs")  # label store: matched points of an image and its warp
+    descriptions = _Part("descriptions")  # label store: a teacher's descriptors
     metrics = _Part("metrics.parquet")  # a row for each measured pair or image
     report = _Part("report.html")
     facts = _Part("run.json")  # settings, provenance, and what each step wrote down
@@ -230,8 +231,9 @@ _PRODUCTS = {  # what each step of the workbook makes
     "01_label": ("labels", "pairs"),
     "02_phase1": ("phase1",),
     "03_phase2": ("pseudo_labels", "own", "phase2"),  # `own`: pseudo-labels of older runs
-    "04_evaluate": ("metrics.parquet",),
-    "05_report": ("report.html",),
+    "04_phase3": ("descriptions", "phase3"),
+    "05_evaluate": ("metrics.parquet",),
+    "06_report": ("report.html",),
 }
 
 # %% ../../nbs/core/runs.ipynb #e84d4b30
@@ -286,6 +288,14 @@ class _RunNeeds(_RunSteps):
         if not (found := self.checkpoints()):
             raise self._missing("student", "train phase1")
         return found[-1]
+
+    @property
+    def detector(self) -> Path:
+        "Return the best checkpoint of phase 2, or else of phase 1. Raises `RunError`."
+        for number in (2, 1):
+            if (best := self.phase(number).best).is_file():
+                return best
+        raise self._missing("student", "train phase1")
 
     def training_store(self, phase2_targets: str | None = None) -> Path:
         "Return the store that a phase learns from: 1, or 2 with these targets. Raises `RunError`."

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from spfpn.core.registry import (
     BACKBONES,
     CONSISTENCY_LOSSES,
+    DESCRIPTOR_LOSSES,
     DETECTORS,
     HEADS,
     KEYPOINT_LOSSES,
@@ -25,7 +26,8 @@ from spfpn.core.registry import (
 
 # %% auto #0
 __all__ = ['KEYS', 'read_value', 'Named', 'Folder', 'RunConfig', 'DataConfig', 'LabelsConfig', 'ModelConfig', 'Phase1Config',
-           'Phase2Config', 'AugmentConfig', 'TrainConfig', 'EvaluateConfig', 'Sections', 'key_bounds', 'key_choices']
+           'Phase2Config', 'Phase3Config', 'AugmentConfig', 'TrainConfig', 'EvaluateConfig', 'Sections', 'key_bounds',
+           'key_choices']
 
 # %% ../../nbs/core/sections.ipynb #f8436bdb
 def read_value(
@@ -229,6 +231,27 @@ class Phase2Config(_Section):
         1.0, "Weight of the loss on each view's own mask; 0 leaves consistency alone.", ge=0
     )
 
+# %% ../../nbs/core/sections.ipynb #d3scr1be
+class Phase3Config(_Section):
+    "Learning to describe keypoints."
+
+    init_from: Annotated[str, Named(DETECTORS, "student")] = _key(
+        "", "Checkpoint or bundled student to begin with; empty means phase 2's best."
+    )
+    teacher: Annotated[str, Named(DETECTORS, "extractor")] = _key(
+        "aliked", "Detector whose descriptors are learned."
+    )
+    points: int = _key(300, "Keypoints of the student to describe in an image.", ge=1)
+    random_points: int = _key(100, "Random points beside them.", ge=0)
+    losses: Annotated[tuple[str, ...], Named(DESCRIPTOR_LOSSES)] = _key(
+        ("cosine", "dual_softmax"), "Descriptor losses.", min_length=1
+    )
+    loss_weights: tuple[Annotated[float, Field(ge=0)], ...] = _key(
+        (1.0, 0.3), "Weight of each loss.", min_length=1, bounds="each at least 0"
+    )
+    epochs: int = _key(40, "Epochs of phase 3.", ge=1)
+    lr: float = _key(2e-3, "Peak learning rate of phase 3.", gt=0)
+
 # %% ../../nbs/core/sections.ipynb #e449ad24
 class AugmentConfig(_Section):
     "Random views of the photographs, and synthetic shapes beside them."
@@ -301,6 +324,7 @@ class Sections(BaseModel):
     model: ModelConfig = ModelConfig()
     phase1: Phase1Config = Phase1Config()
     phase2: Phase2Config = Phase2Config()
+    phase3: Phase3Config = Phase3Config()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

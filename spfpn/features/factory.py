@@ -40,7 +40,7 @@ from spfpn.features.keypoints import (
     choose_in_region,
     keypoint_region,
 )
-from .student import StudentDetector
+from .student import DescribingStudent, StudentDetector
 from ..geometry.homography import image_size, resize_image, warp_points
 from spfpn.models.spfpn import (
     checkpoint_metadata,
@@ -54,27 +54,38 @@ __all__ = ['DEFAULT_STUDENT', 'MultiScaleDetector', 'make_detector', 'default_de
 
 # %% ../../nbs/features/factory.ipynb #af797e94
 def _student(
-    name: str, path: Path | None, selection: Selection, device: str | torch.device
+    name: str,
+    path: Path | None,
+    selection: Selection,
+    device: str | torch.device,
+    native_nms: bool = True,  # a student has one rule alone
 ) -> StudentDetector:
     "Load a student; without a path, one of this package. Raises `CheckpointError`, `UnknownName`."
     path = path or list_pretrained().get(name)
     if path is None:
         why = "it is a student of this package, and none is in it yet"
         raise UnknownName(f"unknown detector {name!r}: {why}. `spfpn run` trains one")
-    return StudentDetector(load_checkpoint(path, device), selection, name, content_digest(path))
+    model = load_checkpoint(path, device)
+    kind = StudentDetector if model.descriptor is None else DescribingStudent
+    return kind(model, selection, name, content_digest(path))
+
+
+def _student_tags(path: str | Path) -> dict[str, Any]:
+    "Say what a student can do. Raises `CheckpointError`."
+    describes = bool(checkpoint_metadata(path)["config"].get("descriptor"))
+    return {"heatmap": True, "student": True} | ({"extractor": True} if describes else {})
 
 
 def _checkpoint(spec: str) -> Entry | None:
     "Return the entry of a checkpoint. Raises `CheckpointError` for a file that is none."
     if not spec.endswith(".safetensors"):
         return None
-    checkpoint_metadata(spec)
-    path = resolve_checkpoint(spec)
-    return Entry(partial(_student, checkpoint_name(path), path), {"heatmap": True, "student": True})
+    tags, path = _student_tags(spec), resolve_checkpoint(spec)
+    return Entry(partial(_student, checkpoint_name(path), path), tags)
 
 
-for _name in list_pretrained():
-    DETECTORS.register(_name, partial(_student, _name, None), heatmap=True, student=True)
+for _name, _path in list_pretrained().items():
+    DETECTORS.register(_name, partial(_student, _name, None), **_student_tags(_path))
 DETECTORS.resolvers["*.safetensors"] = _checkpoint
 
 # %% ../../nbs/features/factory.ipynb #f5a59640
@@ -208,6 +219,14 @@ def _to_mask(mask: Any, size: tuple[int, ...]) -> Tensor:
     return inside
 
 
+def _to_keypoints(points: Any) -> Keypoints:
+    "Return points of any form as keypoints; their scores are 0 where they have none."
+    if isinstance(points, Keypoints):
+        return points
+    xy = torch.as_tensor(points, dtype=torch.float32).reshape(-1, 2)
+    return Keypoints(xy, torch.zeros(len(xy)))
+
+
 class LocalFeature:
     "A detector that also takes a single image, in any form that `to_image_tensor` takes."
 
@@ -221,29 +240,63 @@ class LocalFeature:
         images: Any,  # one image, or a batch [B, C, H, W]
         mask: Any = None,  # a path or pixels [H, W], or [B, 1, H, W] for a batch; nonzero inside
         resize: int | None = None,  # pixels of the long side while detecting; never enlarged
+        describe: bool = False,  # give each keypoint a descriptor
     ) -> Keypoints | list[Keypoints]:
         """Find the keypoints of one image, best first; for a batch, a list of them.
 
         Keypoints lie in the image as given, whatever `resize`. Raises `ImageError` for what is
         no image, and for an image that needs more memory than there is; and ValueError for a
-        mask of another size."""
-        several = isinstance(images, Tensor) and images.dim() == 4
-        name = printable_path(images) if isinstance(images, (str, Path)) else "this image"
-        with memory_errors(name):
-            one_by_one = images if several else [images]
-            gray = [to_image_tensor(image, gray=True) for image in one_by_one]
+        mask of another size, and for a detector that does not describe."""
+        if describe:
+            self._require_descriptors()
+        gray, several, name = self._read(images)
         if not gray:
             return []
         inside = None if mask is None else _to_mask(mask, image_size(gray[0]))
         with memory_errors(name, image_size(gray[0]), _USE_RESIZE):
-            found = self._detect_resized(gray, inside, resize)
+            found = self._detect_resized(gray, inside, resize, describe)
         return found if several else found[0]
+
+    def describe(
+        self,
+        images: Any,  # one image, or a batch [B, C, H, W]
+        points: Any,  # Keypoints or pixels [N, 2]; for a batch, a list of them
+    ) -> Keypoints | list[Keypoints]:
+        """Give points descriptors [N, D] of unit length; any detector may have found them.
+
+        Raises `ImageError` for what is no image, and ValueError for a detector that does not
+        describe, and for another number of lists than of images."""
+        self._require_descriptors()
+        gray, several, name = self._read(images)
+        listed = [_to_keypoints(one) for one in (points if several else [points])]
+        if len(listed) != len(gray):
+            raise ValueError(f"points of {len(listed)} images for {len(gray)} images")
+        if not gray:
+            return []
+        with memory_errors(name, image_size(gray[0])):
+            found = self.detector.describe(torch.stack(gray), listed)  # type: ignore[attr-defined]
+        return found if several else found[0]
+
+    @staticmethod
+    def _read(images: Any) -> tuple[list[Tensor], bool, str]:
+        "Return gray images [1, H, W], whether there are several, and what an error calls them."
+        several = isinstance(images, Tensor) and images.dim() == 4
+        name = printable_path(images) if isinstance(images, (str, Path)) else "this image"
+        with memory_errors(name):
+            one_by_one = images if several else [images]
+            return [to_image_tensor(one, gray=True) for one in one_by_one], several, name
+
+    def _require_descriptors(self) -> None:
+        "Raise ValueError for a detector that does not describe."
+        if not hasattr(self.detector, "describe"):
+            known = ", ".join(DETECTORS.names(extractor=True))
+            raise ValueError(f"detector {self.name!r} does not describe. These do: {known}")
 
     def __repr__(self) -> str:
         return f"LocalFeature({self.detector!r})"
 
     def _detect_resized(
-        self, images: list[Tensor], mask: Tensor | None, resize: int | None
+        self, images: list[Tensor], mask: Tensor | None, resize: int | None, describe: bool
     ) -> list[Keypoints]:
         "Find the keypoints of images [1, H, W] in smaller copies."
         copies, homographies = zip(*(_shrink(image, resize) for image in images))
@@ -255,17 +308,18 @@ class LocalFeature:
             where["mask"] = F.interpolate(inside.float(), size).expand(len(batch), 1, *size) > 0
         if torch.device(self.device).type == "cpu":  # a GPU refuses what it has no memory for
             require_memory(batch[:, 0].numel() * getattr(self.detector, "bytes_per_pixel", 0))
-        found = self._detect(batch, **where)
+        found = self._detect(batch, describe, **where)
         if resize is None:
             return found
         pairs = zip(found, homographies)
         return [replace(one, xy=warp_points(one.xy, torch.linalg.inv(H))) for one, H in pairs]
 
-    def _detect(self, images: Tensor, **where: Tensor) -> list[Keypoints]:
+    def _detect(self, images: Tensor, describe: bool, **where: Tensor) -> list[Keypoints]:
         "Detect in a batch. Raises ValueError for a detector that does not list `Keypoints`."
         about = f"detector {self.name!r}"
+        detect = getattr(self.detector, "detect_and_describe" if describe else "detect")
         with torch_threads(getattr(self.detector, "threads", None)):
-            found = call_user_code(about, self.detector.detect, images, **where)
+            found = call_user_code(about, detect, images, **where)
         listed = isinstance(found, (list, tuple)) and len(found) == len(images)
         if not listed or not all(isinstance(one, Keypoints) for one in found):
             wanted = f"a list of {len(images)} Keypoints"

@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +16,19 @@ from torch import Tensor
 
 from ..core.distributed import detector_tensors
 from ..data.images import TEST_SAMPLES, sample_images
-from .keypoints import HeatmapDetector, Selection, extract_keypoints
+from spfpn.features.keypoints import (
+    HeatmapDetector,
+    Keypoints,
+    Selection,
+    choose_in_region,
+    extract_keypoints,
+    keypoint_region,
+)
+from ..models.descriptor import DescriptorHead
 from ..models.spfpn import SPFPN, binomial_blur
 
 # %% auto #0
-__all__ = ['StudentDetector', 'calibrate_scores']
+__all__ = ['StudentDetector', 'DescribingStudent', 'calibrate_scores']
 
 # %% ../../nbs/features/student.ipynb #c18-1f3b66d7
 class StudentDetector(HeatmapDetector):
@@ -49,6 +59,39 @@ class StudentDetector(HeatmapDetector):
     @detector_tensors()
     def heatmap(self, images: Tensor) -> Tensor:
         return self.model.heatmap(images.to(self.device))
+
+# %% ../../nbs/features/student.ipynb #d3stud01
+class DescribingStudent(StudentDetector):
+    "A student that finds keypoints and describes them, its own and those of others."
+
+    def __init__(self, model: SPFPN, *arguments: Any, **options: Any):
+        super().__init__(model, *arguments, **options)
+        if model.descriptor is None:
+            raise ValueError(f"student {self.name!r} has no descriptors: `spfpn train phase3`")
+        self.head: DescriptorHead = model.descriptor
+
+    @property
+    def descriptor_name(self) -> str:
+        "Name the descriptors: those of the teacher in whose space they lie, or its own."
+        return self.head.teacher or self.name
+
+    def _described(self, maps: list[Tensor], points: list[Keypoints]) -> list[Keypoints]:
+        dense = self.head.dense(maps)
+        found = (self.head.sample(dense, i, k.xy.to(self.device)) for i, k in enumerate(points))
+        return [replace(k, descriptors=d.float().cpu()) for k, d in zip(points, found)]
+
+    @detector_tensors()
+    def describe(self, images: Tensor, points: list[Keypoints]) -> list[Keypoints]:
+        "Describe keypoints of images [B, C, H, W] by unit vectors [N, D]."
+        return self._described(self.model.embed(images.to(self.device))[0], points)
+
+    @detector_tensors()
+    def detect_and_describe(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
+        "Find keypoints with descriptors, in one forward pass."
+        region = keypoint_region(images, mask, self.selection.border)
+        logits, maps = self.model.forward_maps(images.to(self.device))
+        scores = self.model.scores(logits)
+        return self._described(maps, choose_in_region(self.keypoints, (scores,), region))
 
 # %% ../../nbs/features/student.ipynb #d83ccecd
 # points of spfpn-s with a score above each threshold, in the photographs below

@@ -5,6 +5,7 @@
 # %% ../../nbs/models/spfpn.ipynb #f77f1934
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
 
 import spfpn
 from ..core.config import upgrade_flat
@@ -30,6 +31,7 @@ from ..core.files import atomic_write, user_path
 from ..core.registry import BACKBONES, HEADS, Entry
 from ..data.images import to_gray
 from ..geometry.homography import pad_to_multiple
+from .descriptor import DescriptorHead
 
 # %% auto #0
 __all__ = ['PRETRAINED_DIR', 'Pyramid', 'make_backbone', 'BicubicHead', 'PixelShuffleHead', 'binomial_blur', 'SPFPN',
@@ -127,14 +129,6 @@ def make_backbone(
 _STEM_CHANNELS = 16  # at stride 2, the most expensive place of the network
 
 
-def _conv_bn_relu(cin: int, cout: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(cin, cout, kernel, stride, (kernel - 1) // 2, bias=False),
-        nn.BatchNorm2d(cout),
-        nn.ReLU(inplace=True),
-    )
-
-
 def _sum_at_finest(maps: list[Tensor]) -> Tensor:
     "Add all maps at the size of the first one, the finest."
     finest, *coarser = maps
@@ -188,12 +182,14 @@ class PixelShuffleHead(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         width = _STEM_CHANNELS
-        self.stem = nn.Sequential(_conv_bn_relu(1, width, 6, 2), _conv_bn_relu(width, width))
-        self.down = _conv_bn_relu(width, channels, 3, 2)
+        self.stem = nn.Sequential(
+            Conv2dNormActivation(1, width, 6, 2), Conv2dNormActivation(width, width)
+        )
+        self.down = Conv2dNormActivation(width, channels, 3, 2)
         self.context = nn.Conv2d(channels, channels, 1)
-        self.fuse = _conv_bn_relu(channels, channels)
+        self.fuse = Conv2dNormActivation(channels, channels)
         self.up = nn.Conv2d(channels, width, 1)
-        self.refine = nn.Sequential(*(_conv_bn_relu(width, width) for _ in range(3)))
+        self.refine = nn.Sequential(*(Conv2dNormActivation(width, width) for _ in range(3)))
         self.score = nn.Conv2d(width, 4, 1)
         self.coarse_by_whole = _FiLM(width + channels, channels)
         self.fine_by_whole = _FiLM(width + channels, width)
@@ -202,14 +198,22 @@ class PixelShuffleHead(nn.Module):
     def last(self) -> nn.Module:
         return self.score
 
-    def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
+    def embed(self, maps: list[Tensor], gray: Tensor) -> list[Tensor]:
+        "Return the stem's maps at strides 2 and 4, and the latter joined with the pyramid."
         fine = self.stem(gray)
         down = self.down(fine)
+        return [fine, down, self.fuse(down + self.context(_sum_at_finest(maps)))]
+
+    def decode(self, embedded: list[Tensor]) -> Tensor:
+        "Return the logits of what `embed` gave."
+        fine, down, fused = embedded
         means = torch.cat([m.mean((2, 3)) for m in (fine, down)], 1)
-        fused = self.fuse(down + self.context(_sum_at_finest(maps)))
         coarse = self.up(self.coarse_by_whole(fused, means))
         joined = self.fine_by_whole(_sum_at_finest([fine, coarse]), means)
         return F.pixel_shuffle(self.score(self.refine(joined)), 2)
+
+    def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
+        return self.decode(self.embed(maps, gray))
 
 # %% ../../nbs/models/spfpn.ipynb #aa0f701a
 @torch.no_grad()
@@ -233,7 +237,8 @@ _GRAY_MEAN, _GRAY_STD = (sum(v) / 3 for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DE
 
 def _standardize(images: Tensor) -> Tensor:
     "Bring each image [B, C, H, W] to the mean and contrast of ImageNet; an even one to its mean."
-    std, mean = torch.std_mean(images, (1, 2, 3), keepdim=True)
+    several = images[0].numel() > 1  # one pixel alone has no deviation
+    std, mean = torch.std_mean(images, (1, 2, 3), correction=int(several), keepdim=True)
     return (images - mean) / (std + 1e-3) * _GRAY_STD + _GRAY_MEAN
 
 
@@ -261,6 +266,7 @@ class _Layers(nn.Module):
         levels: int = len(_STRIDES),  # of the pyramid, from stride 4 on
         pretrained: bool = False,  # start the backbone from trained weights
         prior: float = 0.005,  # share of pixels that are keypoints at the start
+        descriptor: dict[str, Any] | None = None,  # options of `DescriptorHead`; None: no head
     ):
         super().__init__()
         self.config: dict[str, Any] = dict(backbone=backbone, head=head, channels=channels)
@@ -274,6 +280,24 @@ class _Layers(nn.Module):
         self.pyramid = FeaturePyramidNetwork(widths, channels, norm_layer=nn.InstanceNorm2d)
         self.head = _make_head(head, channels, levels)
         nn.init.constant_(self.head.last.bias, math.log(prior / (1 - prior)))
+        self.descriptor: DescriptorHead | None = None
+        if descriptor is not None:
+            self.add_descriptor(**descriptor)
+
+    def add_descriptor(self, **options: Any) -> None:
+        "Add a head of `DescriptorHead`'s options, in place of one that is there."
+        maps = self.map_shapes()
+        self.descriptor = DescriptorHead(maps, **options)
+        self.config["descriptor"] = options
+
+    def map_shapes(self) -> list[tuple[int, int]]:
+        "Return channels and stride of the maps that description starts from."
+        levels, channels = self.config["levels"], self.config["channels"]
+        maps = [torch.zeros(1, channels, 64 // s, 96 // s) for s in _STRIDES[:levels]]
+        if hasattr(self.head, "embed"):
+            with torch.no_grad():
+                maps = copy.deepcopy(self.head).eval().embed(maps, torch.zeros(1, 1, 64, 96))
+        return [(m.shape[1], 64 // m.shape[2]) for m in maps]
 
 # %% ../../nbs/models/spfpn.ipynb #5d3e4c65
 class _Forward(_Layers):
@@ -286,11 +310,21 @@ class _Forward(_Layers):
         maps = zip(_STRIDES[: self.config["levels"]], self.backbone(self.colour(images)))
         return list(self.pyramid({str(s): m for s, m in maps}).values()), to_gray(images)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def embed(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        "Return the maps that detection and description share, and the padded gray images."
         if images.dim() != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"images [B, 1 or 3, H, W] expected, got {tuple(images.shape)}")
-        h, w = images.shape[-2:]
-        return self.head(*self.features(images))[..., :h, :w]
+        maps, gray = self.features(images)
+        return (self.head.embed(maps, gray) if hasattr(self.head, "embed") else maps), gray
+
+    def forward_maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        "Return logits [B, 1, H, W], and the maps that description starts from."
+        maps, gray = self.embed(images)
+        logits = self.head.decode(maps) if hasattr(self.head, "embed") else self.head(maps, gray)
+        return logits[..., : images.shape[-2], : images.shape[-1]], maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.forward_maps(images)[0]
 
 # %% ../../nbs/models/spfpn.ipynb #dc420573
 def binomial_blur(maps: Tensor) -> Tensor:
@@ -314,9 +348,13 @@ class SPFPN(_Forward, PyTorchModelHubMixin):
         self.head.last.weight.mul_(scale)
         self.head.last.bias.mul_(scale).add_(shift)
 
+    def scores(self, logits: Tensor) -> Tensor:
+        "Return the scores in [0, 1] of logits [B, 1, H, W]."
+        return (self.scale * binomial_blur(logits.float()) + self.shift).sigmoid()
+
     def heatmap(self, images: Tensor) -> Tensor:
         "Return keypoint scores in [0, 1], [B, 1, H, W]."
-        return (self.scale * binomial_blur(self(images).float()) + self.shift).sigmoid()
+        return self.scores(self(images))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_checkpoint(self, save_directory / _HUB_FILENAME)

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,22 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ..core.distributed import all_reduce_mean, broadcast, get_rank, get_world_size
+from spfpn.core.distributed import (
+    all_reduce_mean,
+    batch_to_device,
+    broadcast,
+    get_rank,
+    get_world_size,
+)
 from ..core.files import atomic_write, describe_differences, prefetch
 from ..core.runs import TrainingFolder
 from ..models.spfpn import SPFPN, save_checkpoint
-from ..show.pictures import heatmap_picture, picture_grid
-from .tasks import Task, batch_to_device
+from .tasks import Task
 from .validate import validate
 
 # %% auto #0
-__all__ = ['SAVE_INTERVAL', 'TrainingError', 'FitOptions', 'lr_factor', 'freeze_batchnorm', 'batch_rows', 'make_batch',
-           'TrainState', 'train_step', 'start_training', 'fit']
+__all__ = ['SAVE_INTERVAL', 'TrainingError', 'FitOptions', 'lr_factor', 'freeze_batchnorm', 'freeze_detector', 'batch_rows',
+           'make_batch', 'TrainState', 'train_step', 'start_training', 'fit']
 
 # %% ../../nbs/train/loop.ipynb #b0463369
 _GRAD_CLIP = 5.0  # norm of the gradient
@@ -64,6 +70,7 @@ class FitOptions:
     precision: str = "auto"  # of the forward pass: bfloat16 on CUDA alone; or bfloat16, float32
     workers: int = 2  # threads that prepare batches; no result depends on it
     freeze_batchnorm: bool = False  # keep the running statistics that the model comes with
+    freeze_detector: bool = False  # train the descriptor alone
 
     def views(self, rows: int) -> int:
         "Return the random views of each of so many rows in an epoch, at least 1."
@@ -101,6 +108,13 @@ def freeze_batchnorm(model: SPFPN) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.eval()
+
+
+def freeze_detector(model: SPFPN) -> None:
+    "Train nothing but the descriptor from now on: keypoints and scores stay as they are."
+    model.requires_grad_(False).eval()
+    assert model.descriptor is not None
+    model.descriptor.requires_grad_(True).train()
 
 # %% ../../nbs/train/loop.ipynb #c8de77c0
 @lru_cache(2)
@@ -278,17 +292,6 @@ def train_step(
     return values
 
 # %% ../../nbs/train/loop.ipynb #1fda4739
-@torch.no_grad()
-def _save_picture(state: TrainState, task: Task, epoch: int) -> None:
-    "Save the heatmaps of three held-back photographs."
-    examples, student = task.examples, state.ema_model
-    images = [examples.image(examples.rows[i]) for i in examples.val[:3]]
-    device = next(student.parameters()).device
-    heatmaps = [student.heatmap(image[None].to(device))[0].cpu() for image in images]
-    with atomic_write(state.folder.picture(epoch)) as draft:
-        picture_grid(list(map(heatmap_picture, heatmaps, images))).save(draft, "PNG")
-
-
 def _finish_epoch(
     state: TrainState, task: Task, options: FitOptions, metadata: dict[str, Any]
 ) -> None:
@@ -298,7 +301,7 @@ def _finish_epoch(
     state.terms = []
     found = validate(state.ema_model, task, options.batch_size)
     state.log_metrics(epoch, "val", found)
-    result = (found["repeatability"] + found["repeatability_1"]) / 2
+    result = fmean(found[name] for name in task.best_by)
     better, state.best = result > state.best, max(result, state.best)
     if get_rank() > 0:
         return
@@ -306,7 +309,8 @@ def _finish_epoch(
     facts |= dict(low=task.low, high=task.high, **metadata)
     for path in (state.folder.best, state.folder.last) if better else (state.folder.last,):
         save_checkpoint(state.ema_model, path, **facts)
-    _save_picture(state, task, epoch)
+    with atomic_write(state.folder.picture(epoch)) as draft:
+        task.picture(state.ema_model).save(draft, "PNG")
     state.write_log()
     state.save()
 
@@ -343,6 +347,8 @@ def start_training(
     model.train()
     if options.freeze_batchnorm:
         freeze_batchnorm(model)
+    if options.freeze_detector:
+        freeze_detector(model)
     return state
 
 # %% ../../nbs/train/loop.ipynb #3bf7d272

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from ..core.config import Config
 from ..core.distributed import main_first, pick_device
 from ..core.files import content_digest, folder_lock
-from ..core.sections import Phase1Config, Phase2Config
+from ..core.registry import DESCRIPTOR_LOSSES
+from ..core.sections import Phase1Config, Phase2Config, Phase3Config
 from ..data.images import open_images
+from ..labels.descriptions import row_descriptors
 from ..labels.labeling import make_labels
 from ..labels.store import LabelStore
 from spfpn.models.spfpn import (
@@ -25,6 +28,7 @@ from spfpn.models.spfpn import (
     load_checkpoint,
     resolve_checkpoint,
 )
+from .description import DescriptionTask
 from .loop import FitOptions, TrainingError, batch_rows, fit
 from .losses import bernoulli_kl_loss
 from spfpn.train.tasks import (
@@ -36,7 +40,7 @@ from spfpn.train.tasks import (
 )
 
 # %% auto #0
-__all__ = ['fit_logits', 'train_phase1', 'make_pseudo_labels', 'train_phase2']
+__all__ = ['fit_logits', 'train_phase1', 'make_pseudo_labels', 'train_phase2', 'train_phase3']
 
 # %% ../../nbs/train/phases.ipynb #528587b1
 def fit_logits(
@@ -64,7 +68,10 @@ def fit_logits(
 
 # %% ../../nbs/train/phases.ipynb #e485c431
 def _options(
-    config: Config, phase: Phase1Config | Phase2Config, schedule: str, frozen: bool
+    config: Config,
+    phase: Phase1Config | Phase2Config | Phase3Config,
+    schedule: str,
+    frozen: bool,
 ) -> FitOptions:
     "Return how a phase trains."
     run, train = config.run, config.train
@@ -177,4 +184,40 @@ def train_phase2(
         fit_logits(model, first["images"], first["masks"])
     metadata = _metadata(config, start)
     with folder_lock(folder):
+        return fit(model, task, folder, options, metadata=metadata, progress=progress)
+
+# %% ../../nbs/train/phases.ipynb #ph3train
+def _descriptor_options(config: Config, examples: KeypointDataset) -> dict[str, Any]:
+    "Return the options of the descriptor head that a store teaches."
+    aligned = any(DESCRIPTOR_LOSSES.tags(name).get("aligned") for name in config.phase3.losses)
+    dim = row_descriptors(examples.rows[0]).shape[1]
+    return dict(dim=dim, teacher=config.phase3.teacher if aligned else "")
+
+
+def train_phase3(
+    config: Config,
+    store: str | os.PathLike[str],  # of descriptions
+    start: str | Path,  # the checkpoint whose keypoints are described, or a bundled one
+    folder: str | os.PathLike[str],  # of the phase
+    progress: bool = True,
+) -> Path:  # the best checkpoint
+    """Train the descriptor head of a student, a new one where it has none like it; resumes.
+
+    Raises `LabelError`, `CheckpointError`, `TrainingError`, and ValueError for a loss.
+    """
+    options = _options(config, config.phase3, "cosine", frozen=False)
+    model, header, examples = (
+        load_checkpoint(start),
+        checkpoint_metadata(start),
+        _dataset(config, store),
+    )
+    masks = {key: header.get(key, default) for key, default in (("low", 0.0), ("high", 1.0))}
+    task = DescriptionTask(examples, config, **masks)
+    wanted = _descriptor_options(config, examples)
+    if model.config.get("descriptor") != wanted:
+        torch.manual_seed(config.run.seed)
+        model.add_descriptor(**wanted)
+    metadata = _metadata(config, start)
+    with folder_lock(folder):
+        options = replace(options, freeze_detector=True)
         return fit(model, task, folder, options, metadata=metadata, progress=progress)

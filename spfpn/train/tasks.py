@@ -11,11 +11,13 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor, nn
 
 from ..core.config import Config
 from ..data.images import ImageSet, validation_ids
+from ..features.student import calibrate_scores
 from spfpn.geometry.homography import (
     flip_matrix,
     image_corners,
@@ -26,6 +28,8 @@ from spfpn.geometry.homography import (
 )
 from ..labels.masks import binary_mask, blob_mask, rank_heights
 from ..labels.store import LabelError, LabelStore, row_points
+from ..models.spfpn import SPFPN
+from ..show.pictures import heatmap_picture, picture_grid
 from spfpn.train.augment import (
     SyntheticShapes,
     augment_photometric,
@@ -40,9 +44,10 @@ from spfpn.train.losses import (
     consistency_loss,
     keypoint_loss,
 )
+from .validate import measure_keypoints
 
 # %% auto #0
-__all__ = ['Row', 'KeypointDataset', 'Task', 'batch_to_device', 'SupervisedTask', 'ConsistencyTask', 'SelfTraining']
+__all__ = ['Row', 'KeypointDataset', 'Task', 'SupervisedTask', 'ConsistencyTask', 'SelfTraining']
 
 # %% ../../nbs/train/tasks.ipynb #d897584e
 _IMAGE_CACHE_BYTES = 2**30
@@ -113,6 +118,10 @@ class KeypointDataset:
         image = self._load(self._place[row["id"]]).float() / 255
         return pad_to_size(image[None], self.size)[0]
 
+    def whole(self, row: Row) -> Tensor:
+        "Return the image [1, H, W] of a row, without what it was extended by."
+        return self.image(row)[:, : row["height"], : row["width"]]
+
     def valid(
         self,
         rows: Sequence[Row],
@@ -128,27 +137,57 @@ class KeypointDataset:
 class Task(Protocol):
     "What the training loop needs to know of a task."
 
-    name: str  # `phase1` or `phase2`; it seeds random generators
+    name: str  # such as `phase1`; it seeds random generators
     low: float  # background of the masks
     high: float  # peak of the masks
     examples: KeypointDataset
+    best_by: tuple[str, ...]  # metrics whose mean chooses the best epoch
 
     def batch(self, rows: Sequence[Row], generator: torch.Generator) -> dict[str, Tensor]:
         "Make a batch of rows; tensors begin with the batch dimension."
         ...
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, model: SPFPN, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         "Return the terms of the loss on a batch; `loss` is what is minimized."
         ...
 
+    def calibrate(self, model: SPFPN) -> None:
+        "Fit what no gradient teaches, before a validation."
+        ...
 
-def batch_to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    "Move a batch; float64 stays where Apple's GPU, which has none, would refuse it."
-    stays = torch.float64 if device.type == "mps" else None
-    return {name: x if x.dtype == stays else x.to(device) for name, x in batch.items()}
+    def measure(self, model: SPFPN, row: Row) -> dict[str, float]:
+        "Measure a student on a held-back row."
+        ...
+
+    def picture(self, model: SPFPN) -> PIL.Image.Image:
+        "Show what a student says of held-back rows."
+        ...
 
 # %% ../../nbs/train/tasks.ipynb #a7c241bd
-class _TeacherMasks:
+class _KeypointTask:
+    "How a task of keypoints is validated."
+
+    examples: KeypointDataset
+    best_by: tuple[str, ...] = ("repeatability", "repeatability_1")
+
+    def calibrate(self, model: SPFPN) -> None:
+        "Bring the scores to the scale of all students."
+        calibrate_scores(model)
+
+    def measure(self, model: SPFPN, row: Row) -> dict[str, float]:
+        "Measure the keypoints of a held-back row."
+        return measure_keypoints(model, self.examples.whole(row), row)
+
+    @torch.no_grad()
+    def picture(self, model: SPFPN) -> PIL.Image.Image:
+        "Show the heatmaps of three held-back photographs."
+        examples, device = self.examples, next(model.parameters()).device
+        images = [examples.image(examples.rows[i]) for i in examples.val[:3]]
+        heatmaps = [model.heatmap(image[None].to(device))[0].cpu() for image in images]
+        return picture_grid(list(map(heatmap_picture, heatmaps, images)))
+
+
+class _TeacherMasks(_KeypointTask):
     "A task with the masks that a phase-1 loss wants."
 
     low, high = 0.0, 1.0
@@ -216,7 +255,7 @@ def _pair_homographies(rows: Sequence[Row]) -> Tensor:
     return torch.tensor(np.array([row["H"] for row in rows]), dtype=torch.float64).reshape(-1, 3, 3)
 
 
-class _PairViews:
+class _PairViews(_KeypointTask):
     "Random views of an image and its warp that show about the same part of the scene."
 
     name, low, high = "phase2", 0.1, 0.9

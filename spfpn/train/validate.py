@@ -5,10 +5,13 @@
 # %% ../../nbs/train/validate.ipynb #436155ee
 from __future__ import annotations
 
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
-from ..core.distributed import map_ranks
+from ..core.distributed import batch_to_device, map_ranks
 from spfpn.evaluate.metrics import (
     covisible_keypoints,
     nearest_neighbor_distances,
@@ -16,15 +19,16 @@ from spfpn.evaluate.metrics import (
 )
 from ..evaluate.repeatability import R1
 from ..features.keypoints import Selection, extract_keypoints, keypoint_region
-from ..features.student import calibrate_scores
 from ..geometry.homography import sample_homography, warp_image_reflect, warp_points
 from ..labels.labeling import image_generator
 from ..labels.store import row_points
 from ..models.spfpn import SPFPN
-from .tasks import Row, Task, batch_to_device
+
+if TYPE_CHECKING:
+    from spfpn.train.tasks import Task
 
 # %% auto #0
-__all__ = ['VAL_SELECTION', 'point_precision_recall', 'validate']
+__all__ = ['VAL_SELECTION', 'point_precision_recall', 'measure_keypoints', 'validate']
 
 # %% ../../nbs/train/validate.ipynb #2148415c
 VAL_SELECTION = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
@@ -41,15 +45,12 @@ def point_precision_recall(
     return precision, recall
 
 # %% ../../nbs/train/validate.ipynb #6e782c52
-_VAL_METRICS = ("precision", "recall", "repeatability", "repeatability_1")
-
-
-def _validate_image(
+def measure_keypoints(
     model: SPFPN,
     image: Tensor,  # [1, H, W] in [0, 1]
-    row: Row,  # its labels
-) -> tuple[float, ...]:  # in the order of `_VAL_METRICS`
-    "Measure a student on one image and a random warp of it, which is the same each time."
+    row: dict[str, Any],  # of a label store
+) -> dict[str, float]:  # a share for each metric
+    "Measure keypoints on one image and a random warp of it, which is the same each time."
     size = (image.shape[-2], image.shape[-1])
     H = sample_homography(size, image_generator(0, row["id"]))
     views = torch.stack((image, warp_image_reflect(image, H)))
@@ -58,18 +59,23 @@ def _validate_image(
     one, two = extract_keypoints(heatmaps, R1.selection, region)
     shared, shared_warped = covisible_keypoints(one, two, H, size, size, R1.keep)
     moved = warp_points(shared.xy, H)
-    repeated = (repeatability(moved, shared_warped.xy, epsilon) for epsilon in (3, 1))
     best = extract_keypoints(heatmaps, VAL_SELECTION, region)[0].xy
-    return *point_precision_recall(best, row_points(row)), *repeated
+    precision, recall = point_precision_recall(best, row_points(row))
+    return dict(
+        precision=precision,
+        recall=recall,
+        repeatability=repeatability(moved, shared_warped.xy, 3),
+        repeatability_1=repeatability(moved, shared_warped.xy, 1),
+    )
 
 # %% ../../nbs/train/validate.ipynb #7d1661a6
 @torch.no_grad()
 def validate(
-    model: SPFPN,  # calibrated here; in training mode again afterwards if it was
+    model: SPFPN,  # the task calibrates it; in training mode again afterwards if it was
     task: Task,
     batch_size: int,  # rows that the loss sees at once
     max_rows: int = 96,  # held-back rows that are measured
-) -> dict[str, float]:  # the `loss` and `_VAL_METRICS`
+) -> dict[str, float]:  # the `loss`, and what the task measures
     "Measure a student on the held-back rows of a task."
     examples, device = task.examples, next(model.parameters()).device
     rows = [examples.rows[i] for i in examples.val[:max_rows]]
@@ -78,13 +84,11 @@ def validate(
         batch = task.batch(rows[i : i + batch_size], torch.Generator().manual_seed(i))
         return task.loss(model, batch_to_device(batch, device))["loss"].item()
 
-    def metrics_of(row: Row) -> tuple[float, ...]:
-        return _validate_image(model, examples.image(row)[:, : row["height"], : row["width"]], row)
-
     training = model.training
     model.eval()
-    calibrate_scores(model)
+    task.calibrate(model)
     losses = map_ranks(loss_at, range(0, len(rows), batch_size))
-    means = torch.tensor(map_ranks(metrics_of, rows), dtype=torch.float64).mean(0).tolist()
+    measured = map_ranks(lambda row: task.measure(model, row), rows)
     model.train(training)
-    return dict(zip(("loss", *_VAL_METRICS), (sum(losses) / len(losses), *means)))
+    means = {name: fmean(one[name] for one in measured) for name in measured[0]}
+    return dict(loss=fmean(losses), **means)
