@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
 
 # ---- the file is named, and the next one goes on
 
-LEFT = {"harris": 150, "sift": 400, "spfpn-s": 500, "aliked": 700, "disk": 700}  # MB
+LEFT = {"harris": 250, "sift": 400, "spfpn-s": 500, "aliked": 700, "disk": 700}  # MB
 
 
 @pytest.mark.parametrize("checked", [False, True], ids=["it fails", "it is foreseen"])
