@@ -5,7 +5,11 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 # imported when asked for: PyTorch takes seconds, and `spfpn --help` needs none of it
-_LAZY = {"load": "spfpn.features.factory", "list_pretrained": "spfpn.models.spfpn"}
+_LAZY = {
+    "load": "spfpn.features.factory",
+    "list_pretrained": "spfpn.models.spfpn",
+    "match": "spfpn.matching.image_matcher",
+}
 
 
 def __getattr__(name: str):

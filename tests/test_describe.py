@@ -13,10 +13,10 @@ from spfpn.features.keypoints import Keypoints, Selection
 from spfpn.features.student import DescribingStudent
 from spfpn.labels.descriptions import make_descriptions, row_descriptors
 from spfpn.labels.store import row_points
-from spfpn.match.matchers import make_matcher
+from spfpn.matching.matchers import make_matcher
 from spfpn.models.spfpn import SPFPN, load_checkpoint, save_checkpoint
 from spfpn.train import loop
-from spfpn.train.description import DescriptionTask, descriptor_losses
+from spfpn.train.description import DescriptionTask
 from spfpn.train.phases import train_phase3
 
 SIZES = [(1, 1), (33, 50), (64, 96), (101, 67)]
@@ -149,7 +149,8 @@ def test_the_teachers_own_descriptors_cost_nothing(tiny, store):
     from spfpn.data.images import open_images
     from spfpn.train.tasks import KeypointDataset
 
-    quiet = tiny.replace({"augment.photometric": 0.0, "phase3.losses": "cosine,similarity"})
+    losses = {"phase3.losses": "cosine,similarity"}
+    quiet = tiny.replace({"augment.photometric": 0.0} | losses)
     task = DescriptionTask(KeypointDataset(open_images("samples", 4), store), quiet)
     rows = [task.examples.rows[i] for i in task.examples.train]
     batch = task.batch(rows, torch.Generator().manual_seed(0))
@@ -179,8 +180,8 @@ def test_points_out_of_view_do_not_count(tiny, store):
 
 
 def test_settings_that_do_not_fit_are_refused(tiny):
-    with pytest.raises(ValueError, match="2 losses and 1 weights"):
-        descriptor_losses(tiny.replace({"phase3.loss_weights": "1"}))
+    with pytest.raises(ConfigError, match="a weight for each of phase3.losses=cosine,dual_softmax"):
+        tiny.replace({"phase3.loss_weights": "1"}).check()
     with pytest.raises(ConfigError, match="triplet"):
         tiny.replace({"phase3.losses": "triplet"}).check()
     with pytest.raises(ConfigError, match="harris"):

@@ -13,7 +13,7 @@ from spfpn.features.classical import PointDetector, ResponseDetector
 from spfpn.features.descriptors import describe_keypoints, descriptor_version
 from spfpn.features.factory import load, make_detector
 from spfpn.features.keypoints import Keypoints, Selection
-from spfpn.match.matchers import make_matcher
+from spfpn.matching.matchers import make_matcher
 
 CLASSICAL = ("harris", "shi", "fast", "sift", "random")
 

@@ -46,7 +46,7 @@ from spfpn.features.teachers import SUPERPOINT_OPEN
 from spfpn.labels.labeling import ImageLoader, label_images
 from spfpn.labels.pairs import match_warped_images
 from spfpn.labels.store import LabelError, LabelStore
-from spfpn.match.matchers import NearestNeighborMatcher
+from spfpn.matching.matchers import NearestNeighborMatcher
 from spfpn.models.spfpn import SPFPN, CheckpointError, load_checkpoint, save_checkpoint
 from spfpn.train import loop
 from spfpn.train.loop import TrainingError, TrainState

@@ -247,7 +247,7 @@ def test_code_that_finds_keypoints_has_another_digest_when_it_changes(tmp_path, 
         return code_digest()
 
     first = digest("features/superpoint.py")
-    assert digest("match/deep/inside.py") != first
+    assert digest("matching/deep/inside.py") != first
     assert digest("show/figures.py") == digest("features/notes.txt"), "it draws, and finds nothing"
     code_digest.cache_clear()
 

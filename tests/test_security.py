@@ -39,7 +39,7 @@ from spfpn.evaluate.repeatability import R1
 from spfpn.features.factory import make_detector
 from spfpn.features.teachers import SUPERPOINT_OPEN
 from spfpn.labels.store import LabelStore
-from spfpn.match.matchers import LIGHTGLUE_SUPERPOINT, make_matcher
+from spfpn.matching.matchers import LIGHTGLUE_SUPERPOINT, make_matcher
 from spfpn.models.spfpn import CheckpointError, load_checkpoint, make_backbone
 from spfpn.show.image_explorers import HeatmapExplorer
 from spfpn.show.report import write_report

@@ -20,7 +20,7 @@ from spfpn.features.teachers import (
     _OpenNet,
 )
 from spfpn.features.xfeat import XFEAT_WEIGHTS, XFeat, _load_state
-from spfpn.match.matchers import LIGHTGLUE_SUPERPOINT, make_matcher
+from spfpn.matching.matchers import LIGHTGLUE_SUPERPOINT, make_matcher
 from spfpn.models.spfpn import make_backbone
 
 BACKBONE = "mobilenetv3_small_100"

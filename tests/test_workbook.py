@@ -27,10 +27,10 @@ from spfpn.core.files import FolderError, folder_lock, project_root
 from spfpn.core.runs import RunError, RunFolder
 from spfpn.core.sections import KEYS
 from spfpn.data.images import validation_ids
-from spfpn.labels import labeling, pairs
+from spfpn.labels import descriptions, labeling, pairs
 from spfpn.labels.store import LabelStore
 from spfpn.models.spfpn import SPFPN, checkpoint_metadata, save_checkpoint
-from spfpn.train import augment, phases, tasks
+from spfpn.train import augment, description, phases, tasks
 
 COUNT = """from pathlib import Path
 folder = Path(run)/"{made}"
@@ -244,7 +244,7 @@ def read_in(code: str) -> set[str]:
     code = re.sub(r"config\.data\.size\b", "config.data.height config.data.width", code)
     found = {f"{a}.{b}" for a, b in re.findall(r"\bconfig\.([a-z0-9]+)\.(\w+)", code)}
     # parts of a configuration that have a name of their own, such as `labels = config.labels`
-    short = re.findall(r"\b(labels|model|phase1|phase2|augment|train|data|run)\.(\w+)", code)
+    short = re.findall(r"\b(labels|model|phase1|phase2|phase3|augment|train|data|run)\.(\w+)", code)
     return (found | {f"{a}.{b}" for a, b in short}) & set(KEYS)
 
 
@@ -256,24 +256,33 @@ def test_every_key_reaches_the_steps_that_read_it():
     notebooks = workbook_notebooks()
     assert [path.stem for path in notebooks] == list(_READS)
     assert [path.stem for path in notebooks] == [
-        *("01_label", "02_phase1", "03_phase2", "04_evaluate", "05_report")
+        *("01_label", "02_phase1", "03_phase2", "04_phase3", "05_evaluate", "06_report")
     ]
-    assert set(step_keys("05_report")) == set(step_keys("06_mine")) == set(KEYS)
+    assert set(step_keys("06_report")) == set(step_keys("07_mine")) == set(KEYS)
     for path in notebooks:
         notebook_parameters(path)
         cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
         assert read_in("".join(cells)) <= set(step_keys(path.stem)), path
-    phase2 = {key for key in KEYS if key.startswith("phase2.")}
+    phase2, phase3, evaluation = (
+        {key for key in KEYS if key.startswith(f"{section}.")}
+        for section in ("phase2", "phase3", "evaluate")
+    )
     assert read_by(labeling, pairs) - set(step_keys("01_label")) == set()
-    assert read_by(phases, tasks, augment) - set(step_keys("02_phase1")) <= phase2
-    assert read_by(phases, tasks, augment) - set(step_keys("03_phase2")) == set()
-    evaluation = {key for key in KEYS if key.startswith("evaluate.")}
-    assert set(step_keys("03_phase2")) == set(KEYS) - evaluation
+    assert read_by(phases, tasks, augment) - set(step_keys("02_phase1")) <= phase2 | phase3
+    assert read_by(phases, tasks, augment) - set(step_keys("03_phase2")) <= phase3
+    assert read_by(phases, description, descriptions) <= set(step_keys("04_phase3"))
+    assert set(step_keys("03_phase2")) == set(KEYS) - evaluation - phase3
+    assert set(step_keys("04_phase3")) == set(KEYS) - evaluation
     assert not {"phase1.lr", "train.batch_size", "data.val_fraction"} & set(step_keys("01_label"))
 
 
 def test_a_notebook_declares_only_the_keys_of_its_step():
-    sections = {"01_label": "labels", "02_phase1": "phase1", "03_phase2": "phase2"}
+    sections = {
+        "01_label": "labels",
+        "02_phase1": "phase1",
+        "03_phase2": "phase2",
+        "04_phase3": "phase3",
+    }
     for path in workbook_notebooks():
         own = {"data", "run", sections.get(path.stem, "evaluate")}
         for name in set(notebook_parameters(path)) - {"profile", "overrides"}:
@@ -359,7 +368,7 @@ def test_photographs_of_ones_own_are_held_back_measured_and_shown(tmp_path):
         overrides={"data.images": str(own), "data.val_fraction": 0.25},
     )
     shared["overrides"] |= {"data.height": 48, "data.width": 64, "phase1.init_from": "spfpn-s"}
-    execute("04_evaluate", tmp_path, **shared, detectors="harris", protocols="R1", limit=0)
+    execute("05_evaluate", tmp_path, **shared, detectors="harris", protocols="R1", limit=0)
     held_back = validation_ids(names, 0.25)
     rows = pd.read_parquet(run.metrics)
     assert set(rows["set"]) == {"warped-own"}
@@ -368,7 +377,7 @@ def test_photographs_of_ones_own_are_held_back_measured_and_shown(tmp_path):
     facts = run.read()["evaluate"]
     assert (facts["start"], facts["student"][-11:]) == ("spfpn-s", "phase1/best")
     shared["overrides"]["labels.teacher"] = "harris"
-    execute("05_report", tmp_path, **shared, limit=0)
+    execute("06_report", tmp_path, **shared, limit=0)
     page = run.report.read_text()
     assert all(f'alt="{name}"' in page for name in held_back) and "camera.png" not in page
     title = "Too few photographs to tell"

@@ -131,7 +131,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Learned keypoints: label, train, evaluate, detect. SPFPN_DEBUG=1 shows tracebacks.",
+    help="Learned keypoints: label, train, evaluate, detect, match. SPFPN_DEBUG=1 shows errors.",
     epilog=example("detect photo.jpg --overlay"),
 )
 
@@ -297,4 +297,4 @@ def print_table(
     Console(width=columns_wide, force_terminal=tty, force_jupyter=False).print(table)
 
 # %% ../../nbs/apps/cli.ipynb #c0f62001
-from . import cli_detect, cli_evaluate, cli_tools  # noqa: F401
+from . import cli_detect, cli_evaluate, cli_match, cli_tools  # noqa: F401

@@ -33,10 +33,15 @@ __all__ = []
 
 # %% ../../nbs/apps/cli_tools.ipynb #65b5a7ac
 def _kinds() -> dict[str, list[Registry]]:
-    "Return the registries by the plural of what they hold; `losses` are those of both phases."
-    from spfpn.core.registry import CONSISTENCY_LOSSES, KEYPOINT_LOSSES, REGISTRIES
+    "Return the registries by the plural of what they hold; `losses` are those of all phases."
+    from spfpn.core.registry import (
+        CONSISTENCY_LOSSES,
+        DESCRIPTOR_LOSSES,
+        KEYPOINT_LOSSES,
+        REGISTRIES,
+    )
 
-    losses = [KEYPOINT_LOSSES, CONSISTENCY_LOSSES]
+    losses = [KEYPOINT_LOSSES, CONSISTENCY_LOSSES, DESCRIPTOR_LOSSES]
     kinds = {f"{kind}s": [r] for kind, r in REGISTRIES.items() if r not in losses}
     return {**kinds, "losses": losses}
 

@@ -355,6 +355,15 @@ def _pair_problems(config: Sections) -> Iterator[str]:
         )
 
 
+def _loss_problems(config: Sections) -> Iterator[str]:
+    names, weights = config.phase3.losses, config.phase3.loss_weights
+    if len(names) != len(weights):
+        yield (
+            f"phase3.loss_weights={','.join(map(str, weights))}: needs a weight for each of "
+            f"phase3.losses={','.join(names)}"
+        )
+
+
 def _run_problems(config: Sections) -> Iterator[str]:
     processes, batch = int(os.environ.get("WORLD_SIZE", 1)), config.train.batch_size
     if batch % processes:
@@ -366,6 +375,7 @@ _CHECKS = (
     _folder_problems,
     _label_problems,
     _pair_problems,
+    _loss_problems,
     _protocol_problems,
     _run_problems,
 )

@@ -321,7 +321,7 @@ HEADS = Registry("head", ("spfpn.models",), default="head")
 KEYPOINT_LOSSES = Registry("phase-1 loss", ("spfpn.train.losses",), default="loss")
 CONSISTENCY_LOSSES = Registry("phase-2 loss", ("spfpn.train.losses",), default="loss")
 DESCRIPTOR_LOSSES = Registry("descriptor loss", ("spfpn.train.descriptor_losses",), default="loss")
-MATCHERS = Registry("matcher", ("spfpn.match",), default="matcher")
+MATCHERS = Registry("matcher", ("spfpn.matching",), default="matcher")
 PROTOCOLS = Registry("protocol", ("spfpn.evaluate",), default="protocol", needs="run")
 ESTIMATORS = Registry("estimator", ("spfpn.geometry",), default="estimate")
 REGISTRIES = {

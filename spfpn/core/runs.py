@@ -101,7 +101,7 @@ def collect_provenance(
     )
 
 # %% ../../nbs/core/runs.ipynb #4b163e97
-_CODE = ("geometry", "data", "models", "features", "match")  # packages that find keypoints
+_CODE = ("geometry", "data", "models", "features", "matching")  # packages that find keypoints
 
 
 @cache

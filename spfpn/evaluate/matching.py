@@ -19,7 +19,7 @@ from ..core.registry import DESCRIPTORS, DETECTORS, ESTIMATORS, MATCHERS, Regist
 from .protocol import View, _SequenceProtocol
 from ..features.descriptors import OWN_DESCRIPTORS, own_descriptor
 from ..features.keypoints import Detector, Keypoints, Selection
-from ..match.matchers import make_matcher, match_keypoints
+from ..matching.matchers import make_matcher, match_keypoints
 
 # %% auto #0
 __all__ = ['named_parts', 'nms_radius_options', 'spaced', 'check_matcher', 'check_own_descriptors', 'MatchingProtocol',

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.registry import ESTIMATORS, import_extra
 
 # %% auto #0
-__all__ = ['estimate_homography', 'reorder_matches']
+__all__ = ['estimate_homography', 'epipolar_distances', 'estimate_fundamental', 'reorder_matches']
 
 # %% ../../nbs/geometry/estimation.ipynb #d4f5cbbd
 @ESTIMATORS.register("opencv")
@@ -64,6 +64,31 @@ def estimate_homography(
     points = xy1.double().numpy(), xy2.double().numpy()
     H, inliers = ESTIMATORS.get(estimator)(*points, threshold)
     return (None if H is None else torch.from_numpy(np.asarray(H, np.float64))), inliers
+
+# %% ../../nbs/geometry/estimation.ipynb #estfund1
+def epipolar_distances(
+    xy1: Tensor,  # [M, 2] pixels of the first image
+    xy2: Tensor,  # [M, 2] pixels of the second
+    F: Tensor,  # [3, 3] float64
+) -> Tensor:  # [M] float64, pixels
+    "Measure the mean distance of matches from each other's epipolar lines."
+    one, two = (torch.cat((xy.double(), xy.new_ones(len(xy), 1)), 1) for xy in (xy1, xy2))
+    lines2, lines1 = one @ F.T, two @ F
+    off = (two * lines2).sum(1).abs()
+    return (off / lines1[:, :2].norm(dim=1) + off / lines2[:, :2].norm(dim=1)) / 2
+
+
+def estimate_fundamental(
+    xy1: Tensor,  # [M, 2] pixels of the first image
+    xy2: Tensor,  # [M, 2] where they are in the second image
+    threshold: float = 1.0,  # largest epipolar distance of an inlier, in pixels
+) -> Tensor | None:  # [3, 3] float64
+    "Estimate a fundamental matrix with OpenCV's MAGSAC++; None when none is found."
+    if len(xy1) < 8:
+        return None
+    one, two = xy1.double().numpy(), xy2.double().numpy()
+    F, _ = cv2.findFundamentalMat(one, two, cv2.USAC_MAGSAC, threshold, 0.9999, 10_000)
+    return None if F is None or F.shape != (3, 3) else torch.from_numpy(F)
 
 # %% ../../nbs/geometry/estimation.ipynb #abc44141
 def reorder_matches(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.registry import import_extra
+from .estimation import epipolar_distances
 
 # %% auto #0
 __all__ = ['rotation_error', 'translation_error', 'quarter_turn_matrix', 'estimate_relative_pose', 'epipolar_errors']
@@ -85,7 +86,4 @@ def epipolar_errors(
 ) -> Tensor:  # [M] float64, pixels
     "Measure the mean distance of matches from each other's epipolar lines."
     F = torch.linalg.inv(K2).T @ _essential(T) @ torch.linalg.inv(K1)
-    one, two = (torch.cat((xy.double(), xy.new_ones(len(xy), 1)), 1) for xy in (xy1, xy2))
-    lines2, lines1 = one @ F.T, two @ F
-    off = (two * lines2).sum(1).abs()
-    return (off / lines1[:, :2].norm(dim=1) + off / lines2[:, :2].norm(dim=1)) / 2
+    return epipolar_distances(xy1, xy2, F)

@@ -26,7 +26,7 @@ from spfpn.labels.labeling import (
     image_generator,
 )
 from .store import LabelStore
-from ..match.matchers import Matcher, make_matcher, match_keypoints
+from ..matching.matchers import Matcher, make_matcher, match_keypoints
 
 # %% auto #0
 __all__ = ['match_warped_images', 'make_pairs']

@@ -27,7 +27,7 @@ from spfpn.geometry.homography import (
     warp_points,
 )
 from ..labels.masks import blob_mask
-from ..match.matchers import cached_lightglue
+from ..matching.matchers import cached_lightglue
 from spfpn.show.figures import (
     FIGURE_WIDTH,
     invalid_layer,

@@ -25,7 +25,7 @@ from spfpn.geometry.homography import (
 from ..labels.descriptions import row_descriptors
 from ..labels.labeling import image_generator
 from ..labels.store import row_points
-from ..match.matchers import match_mnn
+from ..matching.matchers import match_mnn
 from ..models.descriptor import DescriptorHead
 from ..models.spfpn import SPFPN
 from ..show.pictures import draw_matches, picture_grid
@@ -52,16 +52,13 @@ def _tiny_pair() -> DescriptorPair:
 def descriptor_losses(config: Config) -> dict[str, WeightedLoss]:  # with: is it of two views?
     "Return the losses of phase 3 that work, with their weights. Raises ValueError."
     names, weights = config.phase3.losses, config.phase3.loss_weights
-    if len(names) != len(weights):
-        counts = f"{len(names)} losses and {len(weights)} weights"
-        raise ValueError(f"phase3.losses and phase3.loss_weights: {counts}. Give one for each")
     return {
         name: (
             weight,
             _probe(DESCRIPTOR_LOSSES, name, _tiny_pair()),
             DESCRIPTOR_LOSSES.tags(name).get("views", 1) == 2,
         )
-        for name, weight in zip(names, weights)
+        for name, weight in zip(names, weights, strict=True)
     }
 
 # %% ../../nbs/train/description.ipynb #cf0d6a4d

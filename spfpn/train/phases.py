@@ -194,6 +194,12 @@ def _descriptor_options(config: Config, examples: KeypointDataset) -> dict[str, 
     return dict(dim=dim, teacher=config.phase3.teacher if aligned else "")
 
 
+def _detector_facts(header: dict[str, Any]) -> dict[str, Any]:
+    "Return what a checkpoint's header says of the training of its detector."
+    known = ("phase", "settings", "validation", "initialized_from")
+    return header.get("detector") or {key: header[key] for key in known if key in header}
+
+
 def train_phase3(
     config: Config,
     store: str | os.PathLike[str],  # of descriptions
@@ -217,7 +223,7 @@ def train_phase3(
     if model.config.get("descriptor") != wanted:
         torch.manual_seed(config.run.seed)
         model.add_descriptor(**wanted)
-    metadata = _metadata(config, start)
+    metadata = _metadata(config, start) | dict(detector=_detector_facts(header))
     with folder_lock(folder):
         options = replace(options, freeze_detector=True)
         return fit(model, task, folder, options, metadata=metadata, progress=progress)

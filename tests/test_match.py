@@ -1,0 +1,187 @@
+"Two photographs: matches, geometry, pictures, and the command."
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import spfpn
+from spfpn.apps.cli import app
+from spfpn.data.images import sample_images
+from spfpn.features.keypoints import Keypoints
+from spfpn.geometry.estimation import epipolar_distances, estimate_fundamental
+from spfpn.geometry.homography import compose_homography, warp_image_reflect, warp_points
+from spfpn.geometry.relative_pose import rotation_error, translation_error
+from spfpn.matching.image_matcher import ImageMatcher, MatchError, Matches
+from spfpn.show.pictures import to_pil
+
+SIZE = (240, 320)
+
+
+def command(*arguments) -> tuple[int, str]:
+    result = CliRunner().invoke(app, [str(word) for word in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.output
+
+
+def pair_of(xy0: torch.Tensor, xy1: torch.Tensor) -> Matches:
+    sides = (Keypoints(xy.float(), torch.ones(len(xy))) for xy in (xy0, xy1))
+    index = torch.arange(len(xy0))
+    return Matches(*sides, torch.stack((index, index), 1), *torch.rand(2, 1, 480, 640))
+
+
+def solid_scene(points: int, seed: int = 0):
+    "Pixels of a solid scene in two cameras of known pose."
+    rng = np.random.default_rng(seed)
+    X = rng.uniform((-2, -1.5, 4), (2, 1.5, 8), (points, 3))
+    K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+    angle = np.radians(8)
+    R = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    t = np.array([-0.8, 0.1, 0.2])
+    pixels = []
+    for T in (np.eye(3, 4), np.column_stack((R, t))):
+        x = (K @ (T[:, :3] @ X.T + T[:, 3:])).T
+        pixels.append(torch.from_numpy(x[:, :2] / x[:, 2:]))
+    return *pixels, torch.from_numpy(K), torch.from_numpy(np.column_stack((R, t)))
+
+
+def test_geometry_of_a_solid_scene_is_found_among_wrong_matches():
+    xy0, xy1, K, T = solid_scene(80)
+    wrong = torch.arange(80) % 4 == 0
+    xy1[wrong] = xy1[wrong].roll(1, 0)
+    found = pair_of(xy0, xy1)
+    pose, fundamental = found.pose(K, K), found.fundamental()
+    assert rotation_error(pose.model[:, :3], T[:, :3]) < 0.5
+    assert translation_error(pose.model[:, 3], T[:, 3]) < 2
+    for estimate in (pose, fundamental):
+        assert (estimate.inliers & ~wrong).sum() == 60
+        assert (estimate.inliers & wrong).sum() <= 4
+    x = [torch.nn.functional.pad(xy, (0, 1), value=1.0) for xy in (xy0, xy1)]
+    residual = (x[1] * (x[0] @ fundamental.model.T)).sum(1)  # x₁ᵀ F x₀
+    assert residual[~wrong].abs().max() < residual[wrong].abs().median()
+    with pytest.raises(MatchError):
+        found.homography(threshold=1.0)  # it is no plane
+
+
+def test_epipolar_distances_are_those_of_points_from_lines():
+    "For a camera that moves sideways, epipolar lines are rows, and the distance is that of rows."
+    sideways = torch.tensor([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]]).double()
+    xy0, xy1 = torch.tensor([[3.0, 5], [7, 9]]), torch.tensor([[30.0, 5], [7, 11.5]])
+    assert torch.allclose(epipolar_distances(xy0, xy1, sideways).float(), torch.tensor([0, 2.5]))
+    assert estimate_fundamental(xy0, xy1) is None
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    "A photograph, the same one turned under less light, and another one."
+    folder = tmp_path_factory.mktemp("photographs")
+    coffee, astronaut = (
+        sample_images((name,)).load(0, SIZE)[0] for name in ("coffee.png", "astronaut.png")
+    )
+    H = compose_homography(SIZE, rotation=15, scale=0.9)
+    pictures = dict(a=coffee, b=0.6 * warp_image_reflect(coffee, H), c=astronaut)
+    for name, picture in pictures.items():
+        to_pil(picture).save(folder / f"{name}.png")
+    return folder, H
+
+
+@pytest.mark.parametrize("matcher", ["", "mnn"])
+def test_a_known_homography_is_found(photographs, matcher):
+    folder, H = photographs
+    found = spfpn.match(folder / "a.png", folder / "b.png", matcher=matcher)
+    estimate = found.homography()
+    corners = torch.tensor([[40.0, 40], [280, 40], [280, 200], [40, 200]])
+    assert (warp_points(corners, estimate.model) - warp_points(corners, H)).norm(dim=1).max() < 2
+    assert len(found) >= int(estimate.inliers.sum()) > 50
+    assert len(found.xy0) == len(found.xy1) == len(found)
+
+
+def test_the_default_is_lightglue_where_its_weights_fit():
+    assert ImageMatcher().matcher.name == "lightglue"
+    assert ImageMatcher("sift").matcher.name == "mnn"
+    with pytest.raises(ValueError, match="harris"):
+        ImageMatcher("harris")
+
+
+def test_another_place_is_said_to_be_one(photographs):
+    folder, _ = photographs
+    found = spfpn.match(folder / "a.png", folder / "c.png")
+    with pytest.raises(MatchError, match=r"\d+ matches, \d+ inliers: .* the same place"):
+        found.homography()
+    with pytest.raises(MatchError):
+        spfpn.match(np.zeros((50, 60)), folder / "a.png").homography()
+
+
+def test_aligned_photographs_agree(photographs):
+    folder, _ = photographs
+    found = spfpn.match(folder / "b.png", folder / "a.png")
+    laid, below = (np.asarray(found.align(opacity=o).convert("L"), float) for o in (1, 0))
+    seen = laid > 0
+    assert seen.mean() > 0.5
+    # the same picture in less light: after alignment their gray values go together
+    assert np.corrcoef(laid[seen], below[seen])[0, 1] > 0.95
+    assert found.draw(found.homography()).width > 2 * SIZE[1]
+
+
+def test_the_command_writes_what_was_asked_for(photographs, tmp_path, monkeypatch):
+    folder, _ = photographs
+    monkeypatch.chdir(tmp_path)
+    files = (folder / "a.png", folder / "b.png")
+    pictures = ("--align", "aligned.png", "--overlay", "lines.png")
+    code, said = command("match", *files, *pictures, "--npz", "--json", "--csv", "--out", "found")
+    assert code == 0 and "inliers" in said and said.count("wrote ") == 5
+    assert Image.open("aligned.png").size == SIZE[::-1]
+    arrays = np.load("found/matches.npz")
+    rows = json.loads((tmp_path / "found/matches.json").read_text())["matches"]
+    table = (tmp_path / "found/matches.csv").read_text().splitlines()
+    assert len(rows) == len(table) - 1 == len(arrays["matches"]) == len(arrays["inliers"])
+    first = arrays["keypoints0"][arrays["matches"][:, 0]]
+    assert np.allclose(first, np.array(rows)[:, :2].astype(float), atol=1e-3)
+
+
+def test_json_on_the_terminal_is_json(photographs):
+    folder, _ = photographs
+    options = ("--json", "--matcher", "mnn")
+    result = CliRunner().invoke(
+        app, ["match", str(folder / "a.png"), str(folder / "b.png"), *options]
+    )
+    assert len(json.loads(result.stdout)["model"]) == 3 and "inliers" in result.stderr
+
+
+def test_the_command_says_why_there_is_nothing_to_align(photographs, tmp_path, monkeypatch):
+    folder, _ = photographs
+    monkeypatch.chdir(tmp_path)
+    code, said = command("match", folder / "a.png", folder / "c.png", "--align", "aligned.png")
+    assert code == 2 and "do not seem to show the same place" in said
+    assert not (tmp_path / "aligned.png").exists()
+
+
+def test_a_folder_is_matched_pair_by_pair(photographs, tmp_path):
+    folder, _ = photographs
+    (folder / "d.png").write_bytes(b"no picture")
+    out = tmp_path / "pairs"
+    code, said = command("match", folder, "--pairs", "all", "--matcher", "mnn", "--out", out)
+    (folder / "d.png").unlink()
+    assert code == 0 and "3 pairs" in said and said.count("error: ") >= 1
+    assert sorted(path.name for path in out.iterdir()) == ["a-b.npz", "a-c.npz", "b-c.npz"]
+    table = [line.split() for line in said.splitlines() if ".png" in line and "error" not in line]
+    assert table[0][0].endswith("a.png") and table[0][1].endswith("b.png")  # the surest first
+
+
+def test_pairs_are_read_from_a_file(photographs, tmp_path):
+    folder, _ = photographs
+    rule = tmp_path / "pairs.txt"
+    rule.write_text("b.png a.png 0 0\n\n")
+    options = ("--matcher", "mnn", "--out", tmp_path / "out")
+    assert command("match", folder, "--pairs", rule, *options)[0] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b-a.npz"]
+    rule.write_text("a.png b.png\na.png z.png\n")
+    code, said = command("match", folder, "--pairs", rule, *options)
+    assert code == 2 and "line 2: z.png is none of the photographs" in said
+    code, said = command("match", folder, "--pairs", "some")
+    assert code == 2 and "choose all, sequential, or a file" in said
+    assert command("match", folder)[0] == 2  # three photographs and no rule
