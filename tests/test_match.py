@@ -15,7 +15,7 @@ from spfpn.features.keypoints import Keypoints
 from spfpn.geometry.estimation import epipolar_distances, estimate_fundamental
 from spfpn.geometry.homography import compose_homography, warp_image_reflect, warp_points
 from spfpn.geometry.relative_pose import rotation_error, translation_error
-from spfpn.matching.image_matcher import ImageMatcher, MatchError, Matches
+from spfpn.matching.image_matcher import DescribedImage, ImageMatcher, MatchError, Matches
 from spfpn.show.pictures import to_pil
 
 SIZE = (240, 320)
@@ -29,9 +29,11 @@ def command(*arguments) -> tuple[int, str]:
 
 
 def pair_of(xy0: torch.Tensor, xy1: torch.Tensor) -> Matches:
-    sides = (Keypoints(xy.float(), torch.ones(len(xy))) for xy in (xy0, xy1))
-    index = torch.arange(len(xy0))
-    return Matches(*sides, torch.stack((index, index), 1), *torch.rand(2, 1, 480, 640))
+    sides = (
+        DescribedImage(torch.rand(480, 640), Keypoints(xy.float(), torch.ones(len(xy))), (480, 640))
+        for xy in (xy0, xy1)
+    )
+    return Matches(*sides, torch.arange(len(xy0))[:, None].expand(-1, 2))
 
 
 def solid_scene(points: int, seed: int = 0):

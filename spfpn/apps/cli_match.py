@@ -75,7 +75,7 @@ def _to_npz(pair: _Pair) -> bytes:
 
     file, found = io.BytesIO(), pair.matches
     arrays: dict[str, Any] = dict(
-        keypoints0=found.keypoints0.xy.numpy(), keypoints1=found.keypoints1.xy.numpy()
+        keypoints0=found.image0.keypoints.xy.numpy(), keypoints1=found.image1.keypoints.xy.numpy()
     )
     arrays |= dict(matches=found.indices.numpy(), inliers=np.array(pair.inliers, bool))
     if pair.estimate:
@@ -129,7 +129,7 @@ class _Session:
 
     def __init__(self, matcher: ImageMatcher, geometry: str):  # homography or fundamental
         self.matcher, self.geometry = matcher, geometry
-        self.features = cache(matcher.features)
+        self.described = cache(matcher.describe)
 
     def match(self, one: Path, two: Path) -> _Pair:
         "Match two photographs, and estimate their geometry. Raises `ImageError`."
@@ -137,7 +137,7 @@ class _Session:
         from spfpn.matching.image_matcher import MatchError
 
         names = (printable_path(one), printable_path(two))
-        found = self.matcher.match(one, two, self.features(one), self.features(two))
+        found = self.matcher.match(self.described(one), self.described(two))
         try:
             return _Pair(names, found, getattr(found, self.geometry)())
         except MatchError as error:
@@ -173,13 +173,13 @@ def _match_all(
     pairs: list[tuple[str, str]],
     kinds: list[str],  # of files to write for each pair
     folder: Path,
-) -> list[_Pair]:
+) -> dict[tuple[str, str], _Pair]:
     "Match pairs of photographs, and write each into a folder."
     from tqdm import tqdm
 
     from spfpn.data.images import ImageError
 
-    made = []
+    made = {}
     for one, two in tqdm(pairs, unit="pair", leave=False, disable=None):
         try:
             pair = session.match(known[one], known[two])
@@ -189,7 +189,7 @@ def _match_all(
         for kind in kinds:
             name = f"{Path(one).with_suffix('')}-{Path(two).with_suffix('')}".replace("/", "_")
             _write(folder / f"{name}.{kind}", _FORMATS[kind](pair))
-        made.append(pair)
+        made[one, two] = pair
     return made
 
 
@@ -199,6 +199,25 @@ def _show_all(pairs: list[_Pair]) -> None:
     rows = [(*pair.names, len(pair.matches), sum(pair.inliers)) for pair in ranked]
     columns = ("first", "second", "matches", "inliers")
     print_table({name: [row[i] for row in rows] for i, name in enumerate(columns)})
+
+
+def _for_others(
+    found: dict[tuple[str, str], _Pair],
+    known: dict[str, Path],
+    folder: Path,
+    hloc: bool,
+    colmap: bool,
+) -> Iterator[Path]:
+    "Write what hloc and COLMAP read. Raises ImportError without the extra `colmap`."
+    from spfpn.matching.colmap import save_colmap, save_hloc
+
+    matches = {names: pair.matches for names, pair in found.items()}
+    name, path = next(iter(known.items()))
+    images = Path(str(path.absolute()).removesuffix(name))  # names lie below it
+    if hloc and matches:
+        yield from save_hloc(matches, folder)
+    if colmap and matches:
+        yield save_colmap(matches, images, folder / "database.db")
 
 # %% ../../nbs/apps/cli_match.ipynb #climat06
 _FORMATS: dict[str, Callable[[_Pair], bytes]] = {
@@ -213,6 +232,8 @@ _OUT_HELP = "A folder for these files; else JSON and CSV go to the terminal."
 _GEOMETRY_HELP = "homography for a plane or a turning camera; fundamental for any still scene."
 _DETECTOR_HELP = "One that describes; the bundled student when not given."
 _MATCHER_HELP = "mnn, lightglue or FILE.py:NAME; the best that needs no download when not given."
+_HLOC_HELP = "With --pairs: features.h5 and matches.h5, as hloc reads them."
+_COLMAP_HELP = "With --pairs: COLMAP's database.db, each pair verified."
 
 # %% ../../nbs/apps/cli_match.ipynb #climat07
 @app.command("match", epilog=example("match a.jpg b.jpg --align aligned.png"))
@@ -227,6 +248,8 @@ def _match_command(
     npz: Annotated[bool, typer.Option("--npz", help="matches.npz")] = False,
     out: Annotated[Path | None, typer.Option(help=_OUT_HELP)] = None,
     pairs: Annotated[str, typer.Option(metavar="RULE|FILE", help=_PAIRS_HELP)] = "",
+    hloc: Annotated[bool, typer.Option("--hloc", help=_HLOC_HELP)] = False,
+    colmap: Annotated[bool, typer.Option("--colmap", help=_COLMAP_HELP)] = False,
     geometry: Annotated[_Geometry, typer.Option(help=_GEOMETRY_HELP)] = _Geometry.homography,
     detector: Annotated[str | None, typer.Option(help=_DETECTOR_HELP)] = None,
     matcher: Annotated[str, typer.Option(help=_MATCHER_HELP)] = "",
@@ -247,11 +270,16 @@ def _match_command(
     made = ImageMatcher(detector or default_detector(), matcher, **options)
     session = _Session(made, geometry.value)
     kinds = [kind for kind, on in zip(_FORMATS, (as_json, as_csv, npz)) if on]
+    if pairs and not (kinds or hloc or colmap):
+        kinds = ["npz"]
     if pairs:
         folder = out or Path("matches")
-        found = _match_all(session, known, chosen, kinds or ["npz"], folder)
-        _show_all(found)
-        say_written(folder, f"the matches of {len(found)} pairs")
+        found = _match_all(session, known, chosen, kinds, folder)
+        _show_all([*found.values()])
+        if kinds:
+            say_written(folder, f"the matches of {len(found)} pairs")
+        for path in _for_others(found, known, folder, hloc, colmap):
+            say_written(path)
         return
     pair = session.match(*(known[name] for name in chosen[0]))
     _show_pair(pair, {f"matches.{kind}": _FORMATS[kind](pair) for kind in kinds}, out)

@@ -31,7 +31,7 @@ from .matchers import make_matcher, match_keypoints
 from ..show.pictures import draw_matches, to_pil
 
 # %% auto #0
-__all__ = ['MIN_INLIERS', 'MatchError', 'Estimate', 'Matches', 'ImageMatcher', 'match']
+__all__ = ['MIN_INLIERS', 'MatchError', 'Estimate', 'DescribedImage', 'Matches', 'ImageMatcher', 'match']
 
 # %% ../../nbs/matching/image_matcher.ipynb #cc6ae960
 MIN_INLIERS = 15
@@ -55,31 +55,45 @@ class Estimate:
 
 # %% ../../nbs/matching/image_matcher.ipynb #72449389
 @dataclass(frozen=True, repr=False)
+class DescribedImage:
+    "A photograph and its described keypoints."
+
+    source: Any  # the photograph in any form that `to_image_tensor` takes
+    keypoints: Keypoints
+    size: tuple[int, int]  # height and width
+
+    def pixels(self) -> Tensor:
+        "Read the photograph [C, H, W]. Raises `ImageError`."
+        return to_image_tensor(self.source)
+
+    def __repr__(self) -> str:
+        return f"DescribedImage({self.size[1]}×{self.size[0]}, {self.keypoints!r})"
+
+
+@dataclass(frozen=True, repr=False)
 class _Pairs:
     "Keypoints of two photographs, and which of them match."
 
-    keypoints0: Keypoints  # of the first photograph
-    keypoints1: Keypoints  # of the second
+    image0: DescribedImage
+    image1: DescribedImage
     indices: Tensor  # [K, 2], a keypoint of each
-    image0: Tensor  # [C, H, W] in [0, 1]
-    image1: Tensor
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __repr__(self) -> str:
-        found = f"{len(self.keypoints0)} and {len(self.keypoints1)} keypoints"
-        return f"Matches({len(self)} matches of {found})"
+        counts = f"{len(self.image0.keypoints)} and {len(self.image1.keypoints)} keypoints"
+        return f"Matches({len(self)} matches of {counts})"
 
     @cached_property
     def xy0(self) -> Tensor:
         "Return the matched pixels [K, 2] of the first photograph."
-        return self.keypoints0.xy[self.indices[:, 0]]
+        return self.image0.keypoints.xy[self.indices[:, 0]]
 
     @cached_property
     def xy1(self) -> Tensor:
         "Return the matched pixels [K, 2] of the second photograph."
-        return self.keypoints1.xy[self.indices[:, 1]]
+        return self.image1.keypoints.xy[self.indices[:, 1]]
 
 # %% ../../nbs/matching/image_matcher.ipynb #0ddeb6aa
 class _Geometry(_Pairs):
@@ -151,7 +165,8 @@ class Matches(_Geometry):
     ) -> PIL.Image.Image:
         "Draw both photographs side by side with a line for each match."
         errors = None if estimate is None else (~estimate.inliers).double()
-        sides = (self.image0, self.image1, self.keypoints0.xy, self.keypoints1.xy)
+        one, two = self.image0, self.image1
+        sides = (one.pixels(), two.pixels(), one.keypoints.xy, two.keypoints.xy)
         return draw_matches(*sides, self.indices, errors, correct=0.5, scale=scale)
 
     def align(
@@ -161,7 +176,7 @@ class Matches(_Geometry):
     ) -> PIL.Image.Image:
         "Lay the first photograph over the second. Raises `MatchError`."
         H = (estimate or self.homography()).model
-        first, second = (im.expand(3, -1, -1)[None] for im in (self.image0, self.image1))
+        first, second = (one.pixels().expand(3, -1, -1)[None] for one in (self.image0, self.image1))
         size = image_size(second)
         moved = warp_image(first, H[None], size)
         seen = warp_image(torch.ones_like(first[:, :1]), H[None], size)
@@ -195,24 +210,25 @@ class ImageMatcher:
     def __repr__(self) -> str:
         return f"ImageMatcher({self.feature.detector!r}, {self.matcher.name})"
 
-    def features(self, image: Any) -> Keypoints:
-        "Return the described keypoints of a photograph, to match it with several others."
-        found = self.feature.detect(image, resize=self.resize, describe=True)
+    def describe(self, image: Any) -> DescribedImage:
+        "Describe a photograph, to match it with several others. Raises `ImageError`."
+        pixels = to_image_tensor(image)
+        found = self.feature.detect(pixels, resize=self.resize, describe=True)
         assert isinstance(found, Keypoints)
-        return found
+        return DescribedImage(image, found, image_size(pixels))
 
     def match(
         self,
-        image0: Any,  # of any form that `to_image_tensor` takes
+        image0: Any,  # of `describe`, or a photograph of any form
         image1: Any,
-        keypoints0: Keypoints | None = None,  # of `features`; None: computed here
-        keypoints1: Keypoints | None = None,
     ) -> Matches:
         "Match two photographs. Raises `ImageError` for what is none."
-        one, two = to_image_tensor(image0), to_image_tensor(image1)
-        first, second = keypoints0 or self.features(image0), keypoints1 or self.features(image1)
-        pairs = match_keypoints(self.matcher, first, second, image_size(one), image_size(two))
-        return Matches(first, second, pairs, one, two)
+        one, two = (
+            image if isinstance(image, DescribedImage) else self.describe(image)
+            for image in (image0, image1)
+        )
+        pairs = match_keypoints(self.matcher, one.keypoints, two.keypoints, one.size, two.size)
+        return Matches(one, two, pairs)
 
 # %% ../../nbs/matching/image_matcher.ipynb #immamat2
 @lru_cache(maxsize=1)
