@@ -1862,6 +1862,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'spfpn.show.widgets._Redraw': ('show/widgets.html#_redraw', 'spfpn/show/widgets.py'),
                                     'spfpn.show.widgets._Redraw.redraw': ('show/widgets.html#_redraw.redraw', 'spfpn/show/widgets.py'),
                                     'spfpn.show.widgets._Redraw.show': ('show/widgets.html#_redraw.show', 'spfpn/show/widgets.py'),
+                                    'spfpn.show.widgets._ResizeSignal': ('show/widgets.html#_resizesignal', 'spfpn/show/widgets.py'),
                                     'spfpn.show.widgets._Stage': ('show/widgets.html#_stage', 'spfpn/show/widgets.py'),
                                     'spfpn.show.widgets._Stage.move': ('show/widgets.html#_stage.move', 'spfpn/show/widgets.py'),
                                     'spfpn.show.widgets._Stage.put': ('show/widgets.html#_stage.put', 'spfpn/show/widgets.py'),

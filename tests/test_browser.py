@@ -471,9 +471,12 @@ def test_random_moves_the_sliders_in_the_browser(small):
     def readouts():
         return [warps.control(label).locator(".widget-readout").inner_text() for label in labels]
 
+    def moved():
+        return sum(new != old for new, old in zip(readouts(), before))
+
     before = readouts()
     warps.toggle("random")
-    wait(lambda: all(new != old for new, old in zip(readouts(), before)), 20, "other values")
+    wait(lambda: moved() >= 3, 20, "other values")  # one may land where it stood
     warps.toggle("reset")
     wait(lambda: list(map(float, readouts())) == [0, 1, 0, 0], 20, "no warp")
 

@@ -42,6 +42,7 @@ class StatefulFigure(go.FigureWidget):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._config = dict(responsive=True)  # the page's plotly follows the window's size
         self._made = True
         self.open()
 
@@ -61,6 +62,25 @@ class StatefulFigure(go.FigureWidget):
             for name in now.keys() & state.keys():
                 state[name] = self.trait_metadata(name, "to_json")(now[name], self)
         return state
+
+# %% ../../nbs/show/widgets.ipynb #rsz00002
+class _ResizeSignal(anywidget.AnyWidget):
+    "Nothing to see: tells the page's figures when the box around it has another size."
+
+    _esm = """
+    function render({ el }) {
+      let box = null;
+      const observer = new ResizeObserver(() => {
+        if (!box && el.parentElement) {
+          box = el.parentElement;
+          observer.observe(box);
+        }
+        window.dispatchEvent(new Event("resize"));
+      });
+      observer.observe(el);
+      return () => observer.disconnect();
+    }
+    export default { render };"""
 
 # %% ../../nbs/show/widgets.ipynb #10b2e2f3
 LABEL_STYLE = {"description_width": "90px"}  # of every control
@@ -114,7 +134,7 @@ class _Board:
         self.stage = ipw.VBox(layout=ipw.Layout(max_width=f"{FIGURE_WIDTH}px"))
         bar = ipw.HBox(list(controls.values()), layout=ipw.Layout(flex_flow="row wrap"))
         line = ipw.HBox([self.message, self.sign])
-        self.widget = ipw.VBox([bar, line, self.stage, self.below])
+        self.widget = ipw.VBox([bar, line, self.stage, self.below, _ResizeSignal()])
 
     def __getitem__(self, name: str) -> Any:
         return self.controls[name].value
