@@ -140,6 +140,28 @@ def test_the_threshold_in_words_selects_the_points_shown(heatmaps):
         assert len(make_detector(name, selection).detect(image[None])[0]) == shown
 
 
+def test_the_explorer_shows_points_where_detect_gives_them(tmp_path):
+    "Not where a photograph has no contrast, whatever kind of detector it is."
+    half = (sample_images().load(0, SIZE)[0][0] * 255).byte().numpy()
+    half[:, :64] = 128
+    for name, pixels in (("1-flat.png", np.full(SIZE, 90, np.uint8)), ("2-half.png", half)):
+        Image.fromarray(pixels).save(tmp_path / name)
+    kinds = [make_detector("harris"), make_detector("sift"), make_detector("spfpn-s"), Fixed()]
+    explorer = HeatmapExplorer(folder_images(tmp_path), kinds, SIZE)
+    assert [len(points) for points in explorer.points] == [0] * len(kinds)
+    assert [text.text.split(": ")[1] for text in explorer.figure.layout.annotations] == [
+        "0 of 0 points"
+    ] * len(kinds)
+    for name, value in dict(image=tmp_path / "2-half.png", points=1000, subpixel=True).items():
+        explorer.controls[name].value = value
+    image = torch.from_numpy(half)[None, None] / 255
+    for detector, points in zip(kinds[:3], explorer.points):
+        selection = Selection(subpixel=True)
+        (found,) = make_detector(detector.name, selection).detect(image)
+        assert len(found) and torch.allclose(points.xy, found.xy, atol=1e-3)
+    assert explorer.points[3].xy.tolist() == Fixed.xy[1:].tolist()
+
+
 def test_every_detector_shows_as_many_points_by_default():
     "With one share of the highest score for all, Harris had 23 points beside another's 250."
     fetched = ("superpoint", "xfeat", "edgepoint2")  # their weights are not in a package

@@ -25,6 +25,7 @@ from spfpn.features.keypoints import (
     Keypoints,
     Selection,
     extract_keypoints,
+    keypoint_region,
     select_keypoints,
 )
 from ..labels.masks import binary_mask, blob_mask, smooth_labels
@@ -91,13 +92,15 @@ class _DetectorPasses(ImageExplorer):
         return *candidates, 1e3 * (time.perf_counter() - start)
 
     def _ranked(self, path: Path, name: str, radius: int, subpixel: bool) -> Keypoints:
-        "Find all local maxima, best first."
+        "Find all local maxima where the photograph has contrast, best first."
         heatmap, points, _ = self.seen(path, name)
         selection = Selection(_NO_LIMIT, radius, subpixel=subpixel)
+        region = keypoint_region(self.load(path)[None])
         if points is not None:
-            return select_keypoints(points, self.size, selection)
+            where = None if region is None else region[0, 0]
+            return select_keypoints(points, self.size, selection, where)
         assert heatmap is not None
-        return extract_keypoints(heatmap, selection)[0]
+        return extract_keypoints(heatmap, selection, region)[0]
 
     def keep_passes(self) -> None:
         "Remember the newest 64 results."
