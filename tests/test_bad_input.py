@@ -326,7 +326,7 @@ def test_an_image_without_a_keypoint_spoils_no_shard(tmp_path):
 def test_a_folder_without_one_readable_image_is_an_error(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(b"")
-    with pytest.raises(ImageError, match="none of its 1 images can be read. The first: .*a.png"):
+    with pytest.raises(ImageError, match="none of its 1 images can be labeled. The first: .*a.png"):
         label(tmp_path / "in", tmp_path / "out")
 
 

@@ -113,6 +113,84 @@ def test_label_skips_and_names_it_too(folder, tmp_path):
     assert f"{SIDE}×{SIDE} pixels need more memory" in skipped["2.png"]
 
 
+class Hungry(Brightness):
+    "A teacher that runs out of memory on several images at once, or on those it is told."
+
+    def __init__(self, error: Exception, most: int = 8, dark: float = 0):
+        self.error, self.most, self.dark, self.seen = error, most, dark, []
+
+    def heatmap(self, images):
+        self.seen.append(len(images))
+        if len(images) > self.most or (images.amax((1, 2, 3)) < self.dark).any():
+            raise self.error
+        return images
+
+
+ERRORS = [
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+]
+
+
+@pytest.fixture
+def shades(tmp_path):
+    "Five photographs; the third one is dark."
+    (tmp_path / "in").mkdir()
+    pixels = np.random.default_rng(0).integers(128, 255, (5, 32, 48), dtype=np.uint8)
+    for i, one in enumerate(pixels):
+        Image.fromarray(one // (4 if i == 2 else 1)).save(tmp_path / "in" / f"{i}.png")
+    return tmp_path / "in"
+
+
+def labeled(teacher, shades, name: str, batch_size: int = 5):
+    loader = ImageLoader(folder_images(shades), (32, 48), batch_size=batch_size, workers=0)
+    return label_images(teacher, loader, shades.parent / name, progress=False)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["python", "cpu", "gpu"])
+def test_a_batch_too_large_for_the_teacher_is_labeled_image_by_image(error, shades):
+    teacher = Hungry(error, most=1)
+    found, expected = labeled(teacher, shades, "one"), labeled(Brightness(), shades, "all")
+    assert teacher.seen == [5, 1, 1, 1, 1, 1] and found.skipped == {}
+    assert found.frame().equals(expected.frame())
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+@pytest.mark.parametrize("error", ERRORS, ids=["python", "cpu", "gpu"])
+def test_an_image_too_large_for_the_teacher_costs_no_other(error, batch_size, shades):
+    store = labeled(Hungry(error, dark=0.4), shades, "labels", batch_size)
+    assert store.ids == ["0.png", "1.png", "3.png", "4.png"] and list(store.skipped) == ["2.png"]
+    why = store.skipped["2.png"]
+    assert why.startswith("2.png: 48×32 pixels need more memory than there is (")
+    assert why.endswith("set a smaller data.height and data.width")
+    # with room again, this image alone is labeled
+    again = labeled(rested := Hungry(error), shades, "labels", batch_size)
+    assert sorted(again.ids) == [f"{i}.png" for i in range(5)] and rested.seen == [1]
+    assert again.skipped == {}
+
+
+def test_a_teacher_too_large_for_every_image_says_what_to_do(shades):
+    with pytest.raises(ImageError, match=r"none of its 5 images .* 0\.png: .*data\.height"):
+        labeled(Hungry(MemoryError(), most=0), shades, "labels")
+
+
+def test_any_other_error_of_a_teacher_stops_it(shades):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        labeled(Hungry(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 1), shades, "out")
+
+
+def test_the_command_names_what_it_skipped(shades, tmp_path, monkeypatch):
+    teacher = Hungry(MemoryError(), dark=0.4)
+    monkeypatch.setattr("spfpn.labels.labeling._make_teacher", lambda config: teacher)
+    options = {"data.images": shades, "data.height": 32, "data.width": 48}
+    options |= {"run.workers": 0, "phase2.targets": "pseudo_labels"}
+    settings = [word for key, value in options.items() for word in ("-p", f"{key}={value}")]
+    code, said = command("label", "--run", tmp_path / "run", *settings)
+    assert code == 0 and "wrote the labels of 4 images" in said, said
+    assert "skipped 2.png: 48×32 pixels need more memory" in said and "1 skipped" in said
+
+
 @pytest.mark.parametrize(
     "name", ["aliked", "disk", "spfpn-s", "spfpn-l", "spfpn-s@1+2", "sift", "harris"]
 )

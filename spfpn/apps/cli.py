@@ -202,6 +202,22 @@ def _run_command(
     run_workbook(config, folder)
 
 # %% ../../nbs/apps/cli.ipynb #4ee7bd2a
+_MOST_NAMED = 5  # skipped images
+
+
+def _say_skipped(store: Any) -> None:
+    "Name the images that a label store lacks, with the reasons."
+    from spfpn.core.distributed import get_rank
+
+    reasons = list(store.skipped.values())
+    if not reasons or get_rank() > 0:
+        return
+    for why in reasons[:_MOST_NAMED]:
+        echo(f"skipped {printable_path(why)}", err=True)
+    rest = f"; {shown_path(store.folder / 'skipped.json')} names them all"
+    echo(f"{len(reasons)} skipped{rest if len(reasons) > _MOST_NAMED else ''}", err=True)
+
+
 @app.command("label", epilog=example("label --profile quick -p data.images=photos"))
 def _label_command(
     profile: _ProfileOption = "quick", parameters: ParametersOption = None, run: _RunOption = None
@@ -213,9 +229,11 @@ def _label_command(
     config, folder = _start(profile, parameters, run)
     made = make_labels(config, folder.labels)
     say_written(folder.labels, f"the labels of {len(made)} images")
+    _say_skipped(made)
     if config.phase2.targets == "matched_pairs":
         made = make_pairs(config, folder.pairs)
         say_written(folder.pairs, f"{len(made)} pairs of views")
+        _say_skipped(made)
 
 # %% ../../nbs/apps/cli.ipynb #453c5a46
 _train_app = typer.Typer(

@@ -26,9 +26,15 @@ from spfpn.core.distributed import (
     main_first,
     pick_device,
 )
-from ..core.files import atomic_write, content_digest, folder_lock, prefetch
+from spfpn.core.files import (
+    atomic_write,
+    content_digest,
+    folder_lock,
+    prefetch,
+    printable_path,
+)
 from ..core.registry import DETECTORS
-from ..data.images import ImageError, ImageSet, open_images
+from ..data.images import ImageError, ImageSet, memory_errors, open_images
 from ..features.extractor import Extractor
 from ..features.factory import make_detector
 from spfpn.features.keypoints import (
@@ -39,6 +45,7 @@ from spfpn.features.keypoints import (
     keypoint_region,
 )
 from spfpn.geometry.homography import (
+    image_size,
     in_image,
     sample_homography,
     valid_mask,
@@ -139,15 +146,38 @@ def _conclude(store: LabelStore, images: ImageSet, skipped: dict[str, str]) -> N
         draft.write_text(json.dumps(skipped, indent=1))
     if not len(store):
         first = next(iter(skipped.values()), "no image at all")
-        what = f"none of its {len(images)} images can be read"
+        what = f"none of its {len(images)} images can be labeled"
         raise ImageError(f"{images.name}: {what}. The first: {first}")
+
+# %% ../../nbs/labels/labeling.ipynb #mem00034
+_Work = Callable[[list[str], Tensor], list[dict[str, Any]]]  # ids, images [B, 1, H, W] -> rows
+_USE_SMALLER = "set a smaller data.height and data.width"
+
+
+def _rows_of_batch(
+    work: _Work,
+    ids: list[str],
+    batch: Tensor,  # [B, 1, H, W]
+    skipped: dict[str, str],  # receives the ids that need too much memory, with the reason
+) -> list[dict[str, Any]]:
+    "Do the work of a batch; where memory runs out, one image at a time."
+    try:
+        with memory_errors(printable_path(ids[0]), image_size(batch), _USE_SMALLER):
+            return work(ids, batch)
+    except ImageError as error:
+        why = str(error)
+    if len(ids) == 1:
+        skipped[ids[0]] = why
+        return []
+    alone = (_rows_of_batch(work, [name], one[None], skipped) for name, one in zip(ids, batch))
+    return [row for rows in alone for row in rows]
 
 # %% ../../nbs/labels/labeling.ipynb #27838a83
 def fill_store(
     store: LabelStore,
     loader: ImageLoader,
     settings: dict[str, Any],  # what the labels depend on
-    work: Callable[[list[str], Tensor], list[dict[str, Any]]],  # ids, images [B, 1, H, W] -> rows
+    work: _Work,
     *,
     progress: bool = True,
 ) -> LabelStore:
@@ -167,7 +197,7 @@ def fill_store(
         for number in range(get_rank(), len(blocks), get_world_size()):
             rows = []
             for ids, batch in loader.batches(blocks[number], skipped):
-                rows += work(ids, batch)
+                rows += _rows_of_batch(work, ids, batch, skipped)
                 # the other processes are as fast, as far as this one knows
                 bar.update(min(len(ids) * get_world_size(), len(images) - bar.n))
             if rows:

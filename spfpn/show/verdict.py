@@ -65,7 +65,7 @@ def _photographs(run: RunFolder, facts: Mapping[str, Any], scenes: int) -> str:
     "Say how many photographs were labeled, skipped and measured."
     labeled = len(set(LabelStore(run.labels).ids))
     skipped = len(facts.get("label", {}).get("skipped", {}))
-    unread = f", {skipped} could not be read" if skipped else ""
+    unread = f", {skipped} could not be labeled" if skipped else ""
     where = facts["evaluate"].get("set", "")
     return f"{labeled} photographs were labeled{unread}. Measured on {scenes} scenes of {where}."
 
