@@ -1601,6 +1601,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'spfpn.show.figures._number': ('show/figures.html#_number', 'spfpn/show/figures.py'),
                                     'spfpn.show.figures._plane': ('show/figures.html#_plane', 'spfpn/show/figures.py'),
                                     'spfpn.show.figures._row_marker': ('show/figures.html#_row_marker', 'spfpn/show/figures.py'),
+                                    'spfpn.show.figures._show_legend': ('show/figures.html#_show_legend', 'spfpn/show/figures.py'),
                                     'spfpn.show.figures._style': ('show/figures.html#_style', 'spfpn/show/figures.py'),
                                     'spfpn.show.figures.detector_curves_figure': ( 'show/figures.html#detector_curves_figure',
                                                                                    'spfpn/show/figures.py'),

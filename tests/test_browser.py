@@ -98,6 +98,10 @@ def wait(condition, seconds: float, what: str):
     pytest.fail(f"{what}: not within {6 * seconds:g} s")
 
 
+def number(readout: str) -> float:
+    return float(readout.replace("\N{MINUS SIGN}", "-"))
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -305,8 +309,9 @@ class Explorer:
     @property
     def busy(self) -> bool:
         "Whether the page shows that the explorer computes."
-        sign = self.box.get_by_role("status")
-        return sign.count() > 0 and sign.evaluate("e => +getComputedStyle(e).opacity") > 0.5
+        return self.box.get_by_role("status").evaluate_all(
+            "signs => signs.some(sign => +getComputedStyle(sign).opacity > 0.5)"
+        )
 
     def screenshot(self, name: str):
         if "SCREENSHOTS" in os.environ:
@@ -408,9 +413,9 @@ def check_rotation(explorer: Explorer, size):
     "The points on the warp are those of the photograph, carried by the slider's rotation."
     before, first = (
         explorer.points(1),
-        float(explorer.control("rotation °").locator(".widget-readout").inner_text()),
+        number(explorer.control("rotation °").locator(".widget-readout").inner_text()),
     )
-    degrees = float(explorer.press("rotation °", "ArrowRight", 10))
+    degrees = number(explorer.press("rotation °", "ArrowRight", 10))
     assert degrees == first + 10
 
     def right():
@@ -478,7 +483,7 @@ def test_random_moves_the_sliders_in_the_browser(small):
     warps.toggle("random")
     wait(lambda: moved() >= 3, 20, "other values")  # one may land where it stood
     warps.toggle("reset")
-    wait(lambda: list(map(float, readouts())) == [0, 1, 0, 0], 20, "no warp")
+    wait(lambda: list(map(number, readouts())) == [0, 1, 0, 0], 20, "no warp")
 
 
 def test_a_busy_sign_in_the_browser(small):

@@ -17,6 +17,7 @@ from spfpn.show.figures import (
     match_figure,
     picture_panels,
     point_values,
+    repeatability_figure,
     training_curves,
     warp_figure,
 )
@@ -202,3 +203,14 @@ def test_table_rounds_escapes_and_keeps_a_named_index():
         and "<b>" not in html
         and ">3<" in html
     )
+
+
+def test_a_legend_takes_no_room_from_the_panels():
+    image, points = torch.rand(1, 240, 320), torch.tensor([[10.0, 20.0]])
+    plain = picture_panels([to_pil(image)] * 2)
+    fig = repeatability_figure([image] * 2, [points] * 2, [torch.ones(1)] * 2)
+    margin, panels = fig.layout.margin, plain.layout.height - 86
+    assert fig.layout.height - margin.t - margin.b == panels
+    begins = -fig.layout.legend.y * panels  # in pixels below the panels
+    assert fig.layout.showlegend and fig.layout.legend.yanchor == "top"
+    assert begins >= 30 and margin.b - begins >= 30  # under the axes' numbers, inside the figure

@@ -55,8 +55,19 @@ def _style(fig: go.Figure, height: int) -> go.Figure:
         font_color=GRAY,
         modebar=dict(bgcolor=clear, color=GRAY),
         hovermode="closest",
-        legend=dict(orientation="h", y=-0.08),
+        legend=dict(orientation="h"),
     )
+
+
+_LEGEND = 32  # pixels
+
+
+def _show_legend(fig: go.Figure) -> go.Figure:
+    "Give a figure a legend, with room of its own beneath the numbers of the axes."
+    layout = fig.layout
+    below = -_MARGIN["b"] / (layout.height - layout.margin.t - layout.margin.b)
+    fig.update_layout(legend=dict(y=below, yanchor="top"), showlegend=True)
+    return fig.update_layout(height=layout.height + _LEGEND, margin_b=layout.margin.b + _LEGEND)
 
 # %% ../../nbs/show/figures.ipynb #bc2ee8ab
 _SPACE, _GAP, _TALLEST = 0.03, 50, 480  # between columns, of the width; rows and panels, pixels
@@ -220,7 +231,7 @@ def mask_figure(
         fig.add_trace(_cross_section(values[row], name, color).update(_axes(last)))
     fig.layout[f"xaxis{last}"].update(range=[-0.5, width - 0.5], showgrid=False, zeroline=False)
     fig.layout[f"yaxis{last}"].update(range=[limits[0] - 0.05, limits[1] + 0.05], **_GRID)
-    return fig.update_layout(showlegend=prediction is not None)
+    return fig if prediction is None else _show_legend(fig)
 
 # %% ../../nbs/show/figures.ipynb #3de5c167
 _BLUE = np.full((256, 3), list(bytes.fromhex(SKY[1:])), np.uint8)
@@ -300,7 +311,7 @@ def match_figure(
         (~good, "farther", VERMILLION),
     ):
         fig.add_trace(_match_trace(lines[chosen.numpy()], values[chosen], name, color))
-    return fig
+    return _show_legend(fig)
 
 # %% ../../nbs/show/figures.ipynb #6054c147
 def repeatability_traces(
@@ -338,7 +349,7 @@ def repeatability_figure(
     for k, side in enumerate(zip(points, distances), 1):
         for trace in repeatability_traces(*side, epsilon):
             fig.add_trace(trace.update(showlegend=k == 1, **_axes(k)))
-    return fig.update_layout(showlegend=True)
+    return _show_legend(fig)
 
 # %% ../../nbs/show/figures.ipynb #b5c87b98
 def _curve(part: pd.DataFrame, split: str, run: str, color: str) -> go.Scatter:
@@ -385,7 +396,8 @@ def training_curves(
     for trace in {t.legendgroup: t for t in reversed(fig.data)}.values():
         trace.showlegend = True  # the legend has one line for each run and split
     fig.update_xaxes(**_GRID).update_yaxes(**_GRID)
-    return _style(fig, 80 + 230 * rows).update_layout(showlegend="run" in log)
+    fig = _style(fig, 80 + 230 * rows).update_layout(showlegend=False)
+    return _show_legend(fig) if "run" in log else fig
 
 # %% ../../nbs/show/figures.ipynb #b9f0ecf3
 def detector_curves_figure(
