@@ -20,6 +20,12 @@ import spfpn
 from spfpn.apps.cli import app
 from spfpn.core.memory import _group_memory, available_memory, is_out_of_memory, require_memory
 from spfpn.data.images import ImageError, folder_images, read_image
+from spfpn.features.edgepoint2 import EDGEPOINT2_WEIGHTS, EdgePoint2
+from spfpn.features.export import RuntimeDetector
+from spfpn.features.factory import LocalFeature
+from spfpn.features.keypoints import Selection
+from spfpn.features.teachers import SuperPoint
+from spfpn.features.xfeat import XFeat
 from spfpn.labels.labeling import ImageLoader, label_images
 
 pytestmark = pytest.mark.skipif(
@@ -191,16 +197,38 @@ def test_the_command_names_what_it_skipped(shades, tmp_path, monkeypatch):
     assert "skipped 2.png: 48×32 pixels need more memory" in said and "1 skipped" in said
 
 
-@pytest.mark.parametrize(
-    "name", ["aliked", "disk", "spfpn-s", "spfpn-l", "spfpn-s@1+2", "sift", "harris"]
-)
+def untrained(name: str) -> LocalFeature:
+    "A detector whose weights are not everywhere, or one in another runtime, without them."
+    if name == "xfeat":
+        return LocalFeature(XFeat(pretrained=False))
+    if name.startswith("edgepoint2"):
+        return LocalFeature(EdgePoint2(name, pretrained=False))
+    if name == "superpoint":
+        return LocalFeature(SuperPoint(pretrained=False))
+    runtime = RuntimeDetector.__new__(RuntimeDetector)  # an export takes a minute
+    runtime.name, runtime.selection, runtime.threads = name, Selection(), None
+    return LocalFeature(runtime)
+
+
+UNTRAINED = ["superpoint", "xfeat", *EDGEPOINT2_WEIGHTS, "spfpn-s (onnx)"]
+LOCAL = ["aliked", "disk", "spfpn-s", "spfpn-l", "spfpn-s@1+2", "sift", "harris"]
+
+
+@pytest.mark.parametrize("name", [*LOCAL, *UNTRAINED])
 def test_a_detector_says_what_it_needs_before_it_takes_it(name, monkeypatch):
     monkeypatch.setattr("spfpn.core.memory.available_memory", lambda: 10**9)
     monkeypatch.setattr("spfpn.core.memory._SMALL", 0)
-    detector = spfpn.load(name)
+    detector = untrained(name) if name in UNTRAINED else spfpn.load(name)
     wanted = r"this image: 6000×4000 pixels need .* \(needs [\d.]+ GB, and 1.0 GB are free\)"
     with pytest.raises(ImageError, match=wanted):
         detector.detect(torch.zeros(1).expand(1, 4000, 6000))
+
+
+@pytest.mark.parametrize("name", ["xfeat", "edgepoint2-t32"])
+def test_an_extractor_says_it_too_where_it_also_describes(name, monkeypatch):
+    monkeypatch.setattr("spfpn.core.memory.available_memory", lambda: 10**9)
+    with pytest.raises(MemoryError, match=r"needs [\d.]+ GB, and 1.0 GB are free"):
+        untrained(name).detector.detect_and_describe(torch.zeros(1).expand(1, 1, 4000, 6000))
 
 
 # ---- a smaller copy has the same places

@@ -118,7 +118,7 @@ _LAYERS = {  # channels of the stem, of the blocks, of the scores; dimension of 
 class EdgePoint2(ShrinkingExtractor):
     "EdgePoint2, with 32-D or 64-D descriptors."
 
-    cell, stride = 32, 4
+    cell, stride, bytes_per_pixel = 32, 4, 220  # of the largest variant
 
     def __init__(
         self,

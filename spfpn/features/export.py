@@ -351,6 +351,7 @@ class RuntimeDetector(HeatmapDetector):
     one, which copies threads that are gone, `heatmap` raises RuntimeError."""
 
     always_subpixel = True  # as a student's
+    bytes_per_pixel = 300  # of memory, by `tools/memory.py`; of the larger student
     process = 0  # that its session belongs to; 0: it has none yet
 
     @detector_tensors()

@@ -53,7 +53,7 @@ def _network(pretrained: bool, path: str | Path) -> Any:
 class XFeat(ShrinkingExtractor):
     "XFeat, with 64-D descriptors."
 
-    name, cell = "xfeat", 32
+    name, cell, bytes_per_pixel = "xfeat", 32, 120
 
     def __init__(
         self,
