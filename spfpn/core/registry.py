@@ -9,6 +9,7 @@ import difflib
 import importlib
 import importlib.machinery
 import importlib.util
+import inspect
 import os
 import pkgutil
 import re
@@ -199,9 +200,20 @@ class UserCodeError(ValueError):
     "A function of the user's failed; the message names it, its file and the line."
 
 
-def _is_own_frame(frame: traceback.FrameSummary) -> bool:
+def _is_own(file: str) -> bool:
+    "Say whether a file is one of this package."
     package = importlib.import_module("spfpn").__file__ or ""
-    return Path(package).parent in Path(frame.filename).parents
+    return Path(package).parent in Path(file).parents
+
+
+def _does_not_fit(function: Callable[..., Any], error: Exception, called: list[Any]) -> bool:
+    "Say whether a user's function cannot take the arguments that it was called with."
+    if called or not isinstance(error, TypeError):
+        return False
+    try:
+        return not _is_own(inspect.getfile(function))
+    except TypeError:  # it is not written in Python
+        return False
 
 
 def call_user_code(
@@ -215,10 +227,12 @@ def call_user_code(
         return function(*arguments, **options)
     except Exception as error:
         called = traceback.extract_tb(error.__traceback__)[1:]
+        if _does_not_fit(function, error, called):
+            raise UserCodeError(f"{about} failed: TypeError: {error}") from error
         exhausted = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if exhausted or not called or _is_own_frame(called[0]):
+        if exhausted or not called or _is_own(called[0].filename):
             raise
-        users = [f for f in called if not _is_own_frame(f) and "site-packages" not in f.filename]
+        users = [f for f in called if not _is_own(f.filename) and "site-packages" not in f.filename]
         last = (users or called)[-1]
         text = " ".join(f"{type(error).__name__}: {error}".split())
         where = f"{last.filename}, line {last.lineno}, in {last.name}"

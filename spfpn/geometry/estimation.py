@@ -5,12 +5,14 @@
 # %% ../../nbs/geometry/estimation.ipynb #3722c986
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.registry import ESTIMATORS, import_extra
+from ..core.registry import ESTIMATORS, call_user_code, describe_value, import_extra
 
 # %% auto #0
 __all__ = ['estimate_homography', 'epipolar_distances', 'estimate_fundamental', 'reorder_matches']
@@ -51,6 +53,41 @@ def _estimate_poselib(
     H, info = poselib.estimate_homography(xy1, xy2, {"max_reproj_error": threshold}, {})
     return (H, info["num_inliers"]) if np.isfinite(H).all() and H.any() else (None, 0)
 
+# %% ../../nbs/geometry/estimation.ipynb #est00034
+_WANTED = "a homography [3, 3] or None, and the number of its inliers"
+
+
+def _to_numbers(about: str, given: Any) -> np.ndarray:
+    "Return what an estimator gave as an array. Raises ValueError if it is not made of numbers."
+    try:
+        plain = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+        found = np.asarray(plain)
+        if found.dtype.kind in "biuf":
+            return found
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{about} returned {describe_value(given)}; expected {_WANTED}")
+
+
+def _to_homography(about: str, given: Any) -> Tensor | None:
+    "Return a homography [3, 3] as float64; None for none, and where it is not finite."
+    if given is None:
+        return None
+    H = _to_numbers(about, given).astype(np.float64)
+    if H.shape != (3, 3):
+        raise ValueError(f"{about} returned an array of shape {H.shape}; expected {_WANTED}")
+    return torch.from_numpy(H) if np.isfinite(H).all() else None
+
+
+def _count_inliers(about: str, given: Any, n: int) -> int:
+    "Return the number of inliers, given as a number or as a mask of `n` matches."
+    found = np.zeros(1) if given is None else _to_numbers(about, given)
+    count = np.count_nonzero(found) if found.size == n else found.ravel()[:1].sum()
+    if found.size not in (1, n) or count != count or not 0 <= count <= n:
+        wrong = describe_value(given) if found.size != 1 else f"{count} inliers of {n} matches"
+        raise ValueError(f"{about} returned {wrong}; expected {_WANTED}")
+    return int(count)
+
 # %% ../../nbs/geometry/estimation.ipynb #09aa8ae9
 def estimate_homography(
     xy1: Tensor,  # [M, 2] pixels of the first image
@@ -58,12 +95,19 @@ def estimate_homography(
     threshold: float = 3.0,  # largest distance of an inlier, in pixels
     estimator: str = "opencv",  # a name of `ESTIMATORS`
 ) -> tuple[Tensor | None, int]:  # H [3, 3] float64 or None, number of inliers
-    "Estimate the homography that maps `xy1` to `xy2`. Raises `UnknownName` for an estimator."
+    """Estimate the homography that maps `xy1` to `xy2`.
+
+    Raises `UnknownName` for an estimator, and ValueError for one that returns something else."""
     if len(xy1) < 4:
         return None, 0
+    about, function = f"estimator {estimator!r}", ESTIMATORS.get(estimator)
     points = xy1.double().numpy(), xy2.double().numpy()
-    H, inliers = ESTIMATORS.get(estimator)(*points, threshold)
-    return (None if H is None else torch.from_numpy(np.asarray(H, np.float64))), inliers
+    found = call_user_code(about, function, *points, threshold)
+    if found is None:
+        return None, 0
+    if not isinstance(found, (tuple, list)) or len(found) != 2:
+        raise ValueError(f"{about} returned {describe_value(found)}; expected {_WANTED}")
+    return _to_homography(about, found[0]), _count_inliers(about, found[1], len(xy1))
 
 # %% ../../nbs/geometry/estimation.ipynb #estfund1
 def epipolar_distances(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.files import Weights, load_weights
-from ..core.registry import MATCHERS, call_user_code
+from ..core.registry import MATCHERS, call_user_code, describe_value
 from ..features.keypoints import Keypoints, returned_array
 
 # %% auto #0
@@ -123,13 +123,16 @@ def make_matcher(
     features: str,  # the extractor that described the keypoints
     device: str | torch.device = "cpu",
 ) -> Matcher:
-    "Make a matcher. Raises ValueError for an unknown one, or one without weights."
+    "Make a matcher. Raises ValueError for an unknown one, one without weights, or none at all."
     entry = MATCHERS.find(name)
     known = entry.tags.get("features")
     if known and features not in known:
         todo = f"it has them for {', '.join(known)}. Take mnn"
         raise ValueError(f"matcher {name!r} has no weights for {features!r}: {todo}")
-    matcher = entry.value(features, device)
+    about, wanted = f"matcher {name!r}", "an object with a method `match`"
+    matcher = call_user_code(about, entry.value, features, device)
+    if not callable(getattr(matcher, "match", None)):
+        raise ValueError(f"{about} made {describe_value(matcher)}; expected {wanted}")
     matcher.name = getattr(matcher, "name", name)
     return matcher
 
