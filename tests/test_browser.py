@@ -525,6 +525,13 @@ def test_a_page_that_is_loaded_again_shows_what_was_shown(small):
     assert small.errors == []
 
 
+def test_the_figures_of_a_page_share_one_import(small):
+    "Plotly's 5 MB for each figure took so long that some figures were given up."
+    for label in ("points", "rotation °", "work"):
+        small.explorer(label)
+    assert small.page.evaluate("window.spfpnModules.size") == 1
+
+
 def write_log(run: RunFolder, epochs: int):
     rows = [
         dict(step=10 * e, epoch=e, split=split, name="loss", value=1 / e)

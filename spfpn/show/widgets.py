@@ -35,9 +35,33 @@ __all__ = ['LABEL_STYLE', 'StatefulFigure', 'slider', 'dropdown', 'Explorer', 's
            'student_logits', 'ImageExplorer']
 
 # %% ../../nbs/show/widgets.ipynb #546408dc
+_IMPORT_ONCE = """
+const load = (code) => {
+  const kept = (globalThis.spfpnModules ??= new Map());
+  if (!kept.has(code)) {
+    const address = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+    kept.set(code, import(address).finally(() => URL.revokeObjectURL(address)));
+  }
+  return kept.get(code);
+};
+export default () => {
+  let figure;
+  return {
+    async initialize(context) {
+      const { default: made } = await load(context.model.get("_plotly"));
+      figure = typeof made === "function" ? await made() : made;
+      await figure.initialize?.(context);
+    },
+    render: (context) => figure.render(context),
+  };
+};"""
+
+
 class StatefulFigure(go.FigureWidget):
     "A plotly FigureWidget that begins, in any page, with what it shows now."
 
+    _esm = _IMPORT_ONCE
+    _plotly = traitlets.Unicode(str(go.FigureWidget._esm)).tag(sync=True)  # its code for the page
     _made = False
 
     def __init__(self, *args: Any, **kwargs: Any):
