@@ -248,7 +248,7 @@ class LocalFeature:
         no image, and for an image that needs more memory than there is; and ValueError for a
         mask of another size, and for a detector that does not describe."""
         if describe:
-            self._require_descriptors()
+            self._require("detect_and_describe")
         gray, several, name = self._read(images)
         if not gray:
             return []
@@ -266,7 +266,7 @@ class LocalFeature:
 
         Raises `ImageError` for what is no image, and ValueError for a detector that does not
         describe, and for another number of lists than of images."""
-        self._require_descriptors()
+        self._require("describe")
         gray, several, name = self._read(images)
         listed = [_to_keypoints(one) for one in (points if several else [points])]
         if len(listed) != len(gray):
@@ -286,9 +286,9 @@ class LocalFeature:
             one_by_one = images if several else [images]
             return [to_image_tensor(one, gray=True) for one in one_by_one], several, name
 
-    def _require_descriptors(self) -> None:
+    def _require(self, method: str) -> None:
         "Raise ValueError for a detector that does not describe."
-        if not hasattr(self.detector, "describe"):
+        if not hasattr(self.detector, method):
             known = ", ".join(DETECTORS.names(extractor=True))
             raise ValueError(f"detector {self.name!r} does not describe. These do: {known}")
 
