@@ -59,15 +59,12 @@ def _style(fig: go.Figure, height: int) -> go.Figure:
     )
 
 
-_LEGEND = 32  # pixels
-
-
 def _show_legend(fig: go.Figure) -> go.Figure:
     "Give a figure a legend, with room of its own beneath the numbers of the axes."
-    layout = fig.layout
-    below = -_MARGIN["b"] / (layout.height - layout.margin.t - layout.margin.b)
-    fig.update_layout(legend=dict(y=below, yanchor="top"), showlegend=True)
-    return fig.update_layout(height=layout.height + _LEGEND, margin_b=layout.margin.b + _LEGEND)
+    height, margin, room = fig.layout.height, fig.layout.margin, 32  # pixels
+    below = _MARGIN["b"] / (height - margin.t - margin.b)
+    fig.update_layout(legend=dict(y=-below, yanchor="top"), showlegend=True)
+    return fig.update_layout(height=height + room, margin_b=margin.b + room)
 
 # %% ../../nbs/show/figures.ipynb #bc2ee8ab
 _SPACE, _GAP, _TALLEST = 0.03, 50, 480  # between columns, of the width; rows and panels, pixels
@@ -144,11 +141,8 @@ def point_values(
         ranks = None if scores is None else torch.arange(1, len(xy) + 1)
     texts = {"score %{{customdata[{}]:.3g}}": scores, "rank %{{customdata[{}]:.0f}}": ranks}
     texts |= {"nearest %{{customdata[{}]:.2f}} px": nearest}
-    known = {
-        text: torch.as_tensor(v).detach().cpu().double()
-        for text, v in texts.items()
-        if v is not None
-    }
+    given = {text: torch.as_tensor(v) for text, v in texts.items() if v is not None}
+    known = {text: v.detach().cpu().double() for text, v in given.items()}
     lines = ["x %{x:.2f}", "y %{y:.2f}", *(text.format(k) for k, text in enumerate(known))]
     return dict(
         x=xy[:, 0],
@@ -306,10 +300,8 @@ def match_figure(
     off = torch.zeros(len(index)) if errors is None else torch.as_tensor(errors).cpu()
     ends = [torch.column_stack((_match_ends(p, i), off)) for p, i in zip((xy1, xy2), index.T)]
     values, good, fig = torch.stack((*ends, ends[1]), 1), off <= correct, picture_panels([sheet])
-    for chosen, name, color in (
-        (good, f"within {correct:g} px", SKY),
-        (~good, "farther", VERMILLION),
-    ):
+    kinds = (good, f"within {correct:g} px", SKY), (~good, "farther", VERMILLION)
+    for chosen, name, color in kinds:
         fig.add_trace(_match_trace(lines[chosen.numpy()], values[chosen], name, color))
     return _show_legend(fig)
 
@@ -339,9 +331,7 @@ def repeatability_traces(
 def repeatability_figure(
     views: Sequence[Any],  # two images [C, H, W]
     points: Sequence[Any],  # of each view: Keypoints or [N, 2]
-    distances: Sequence[
-        Any
-    ],  # of each view: [N], to the nearest point of the other view, in pixels
+    distances: Sequence[Any],  # of each view: [N], to the other's nearest point, in pixels
     epsilon: float = 3.0,  # largest distance of a point that repeats
 ) -> go.Figure:
     "Draw two views, with the points that repeat and the points that do not."
