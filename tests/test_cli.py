@@ -233,7 +233,7 @@ def test_a_student_learns_from_its_own_labels_without_pairs(tmp_path):
 
 
 def test_a_student_labels_but_cannot_match(tmp_path):
-    few = ("data.limit=3", "data.height=64", "data.width=96", "labels.teacher=spfpn-s")
+    few = ("data.limit=3", "data.height=64", "data.width=96", "labels.teacher=spfpn-l")
     few = [
         x
         for key in (*few, "labels.adaptation_views=2", "labels.adaptation_aggregate=mean")
@@ -245,7 +245,7 @@ def test_a_student_labels_but_cannot_match(tmp_path):
     alone = ("-p", "phase2.targets=pseudo_labels")
     assert call("label", "--run", tmp_path, *few, *alone).exit_code == 0
     row = LabelStore(RunFolder(tmp_path).labels).row(0)
-    assert row["teacher"] == "spfpn-s" and min(row["score"]) > 0.01, "no faint ones"
+    assert row["teacher"] == "spfpn-l" and min(row["score"]) > 0.01, "no faint ones"
     assert any(x % 1 for x in row["x"]), "between pixels"
 
 

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from spfpn.apps.cli import app
 from spfpn.core.config import Config, ConfigError
 from spfpn.core.registry import DETECTORS
 from spfpn.core.runs import TrainingFolder
 from spfpn.data.images import sample_images
-from spfpn.features.factory import LocalFeature, make_detector
+from spfpn.features.factory import LocalFeature, load, make_detector
 from spfpn.features.keypoints import Keypoints, Selection
 from spfpn.features.student import DescribingStudent
 from spfpn.labels.descriptions import make_descriptions, row_descriptors
@@ -206,3 +208,16 @@ def test_short_descriptors_keep_cosines_of_what_they_were_fitted_to():
     short = head.shorten(vectors)
     assert short.shape == (500, 64)
     assert torch.allclose(short @ short.T, vectors @ vectors.T, atol=1e-4)
+
+
+def test_the_command_writes_descriptors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo = sample_images(("coffee.png",)).paths[0]
+    options = ["--describe", "--max-keypoints", "50", "--resize", "200"]
+    assert CliRunner().invoke(app, ["detect", str(photo), *options]).exit_code == 0
+    arrays = np.load(f"{photo.name}.npz")
+    assert arrays["descriptors"].shape == (50, 128)
+    expected = load(max_keypoints=50).detect(photo, resize=200, describe=True)
+    assert np.allclose(arrays["descriptors"], expected.descriptors, atol=1e-5)
+    refused = CliRunner().invoke(app, ["detect", str(photo), "--detector", "fast", "--describe"])
+    assert refused.exit_code == 2 and "does not describe" in refused.output

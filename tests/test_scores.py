@@ -164,7 +164,7 @@ def old_checkpoint(path, **header):
 
 
 def test_older_checkpoints_keep_their_scores(tmp_path):
-    with safe_open(PRETRAINED_DIR / "spfpn-s.safetensors", "pt") as file:
+    with safe_open(PRETRAINED_DIR / "spfpn-l.safetensors", "pt") as file:
         assert "scale" not in file.metadata() and "low" in file.metadata()
     image = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     first = load_checkpoint(old_checkpoint(tmp_path / "one.safetensors", low=0.0, high=1.0))

@@ -50,11 +50,14 @@ def _to_json(found: dict[Path, Keypoints]) -> str:
 
 # %% ../../nbs/apps/cli_detect.ipynb #e24f4b53
 def _to_npz(points: Keypoints, image: Tensor) -> bytes:
-    "Return an .npz: `keypoints` [N, 2] (x, y), `scores` [N], `size` (height, width)."
+    "Return `keypoints` [N, 2] (x, y), `scores` [N], `size` (height, width), any `descriptors`."
     import numpy as np
 
     file, size = io.BytesIO(), np.array(image.shape[-2:])
-    np.savez(file, keypoints=points.xy.numpy(), scores=points.scores.numpy(), size=size)
+    arrays = dict(keypoints=points.xy.numpy(), scores=points.scores.numpy(), size=size)
+    if points.descriptors is not None:
+        arrays["descriptors"] = points.descriptors.numpy()
+    np.savez(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 
@@ -153,7 +156,7 @@ def _detect_all(
     endings: list[str],  # of the files to write for each image
     folder: Path,
     masks: dict[Path, Path],  # of the images that have one
-    resize: int | None = None,  # pixels of an image's long side while detecting
+    options: dict[str, Any],  # of `detect`
 ) -> tuple[dict[Path, Keypoints], list[Path]]:
     "Return the keypoints of each image that can be read, and the images that cannot be read."
     from tqdm import tqdm
@@ -165,7 +168,7 @@ def _detect_all(
     hidden = None if len(images) > 1 else True  # None: unless this is a terminal
     for path, name in tqdm(images.items(), unit="image", leave=False, disable=hidden):
         try:
-            points = detector.detect(path, masks.get(path), resize=resize)
+            points = detector.detect(path, masks.get(path), **options)
             image: Any = read_image(path) if endings else None  # in color, for the pictures
             with memory_errors(printable_path(path), image.shape[-2:] if endings else ()):
                 for end in endings:
@@ -219,6 +222,7 @@ def _load(spec: str, runtime: str | None, options: dict[str, Any], device: str) 
 # %% ../../nbs/apps/cli_detect.ipynb #18329af0
 _IMAGES_HELP = "Files, or folders, which are searched with their subfolders."
 _DETECTOR_HELP = "A name, a checkpoint or FILE.py:NAME; the bundled student when not given."
+_DESCRIBE_HELP = "Descriptors in NAME.npz; implies --npz."
 _OUT_HELP = "A folder; else JSON and CSV go to the terminal, the others here."
 _COLMAP_HELP = "NAME.txt for COLMAP's feature_importer, with upright SIFT."
 _RESIZE_HELP = "Long side in pixels while detecting; points are in the image as it is."
@@ -236,6 +240,7 @@ def _detect_command(
     as_json: Annotated[bool, typer.Option("--json", help="keypoints.json")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="keypoints.csv")] = False,
     npz: Annotated[bool, typer.Option("--npz", help="NAME.npz for each image")] = False,
+    describe: Annotated[bool, typer.Option("--describe", help=_DESCRIBE_HELP)] = False,
     colmap: Annotated[bool, typer.Option("--colmap", help=_COLMAP_HELP)] = False,
     overlay: Annotated[bool, typer.Option("--overlay", help=f"NAME{_OVERLAY}, a picture")] = False,
     max_keypoints: Annotated[int, typer.Option(min=1, help="Per image.")] = 1000,
@@ -252,10 +257,11 @@ def _detect_command(
     spec, places = detector or default_detector(), _collect_images(images)
     echo(f"detector: {spec}", err=True)
     options = dict(max_keypoints=max_keypoints, nms_radius=nms_radius, threshold=threshold)
-    endings = [end for end, wanted in zip(_WRITERS, (npz, colmap, overlay)) if wanted]
+    endings = [end for end, wanted in zip(_WRITERS, (npz or describe, colmap, overlay)) if wanted]
     loaded = _load(spec, runtime, options, device)
     masks = _find_masks(mask, places)
-    found, broken = _detect_all(loaded, places, endings, out or Path(), masks, resize)
+    how = dict(resize=resize, describe=describe)
+    found, broken = _detect_all(loaded, places, endings, out or Path(), masks, how)
     if colmap:
         _warn_of_rotation(found)
     texts = {"keypoints.json": _to_json(found)} if as_json else {}
