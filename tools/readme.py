@@ -87,6 +87,35 @@ def overview(metrics, times, models):
     return to_markdown(table)
 
 
+MATCHING = {  # protocol, set and metrics of each column
+    ("P1:own", "fountain-P11"): {"auc@5": "pose, fountain, AUC@5"},
+    ("P1:own", "Herz-Jesus-P8"): {"auc@5": "pose, Herz-Jesus, AUC@5"},
+    ("H2:own", "oxford-affine"): {"auc@3": "homography, AUC@3", "mma@3": "right matches, 3 px"},
+}
+
+
+def matching(metrics, models):
+    "Fill `<!-- matching: METRICS MODELS -->`: how well each system's own descriptors match."
+    whole = summarize(read_metrics(NBS / metrics)).query("split == 'all'")
+    table, order = [], []
+    for model in pd.read_csv(NBS / models).to_dict("records"):
+        for matcher in ("", ":lightglue"):
+            found = []
+            for (protocol, name), columns in MATCHING.items():
+                same = whole[(whole.protocol == protocol + matcher) & (whole["set"] == name)]
+                row = same[same.detector == model["detector"]]
+                found += [row[metric].item() if len(row) else None for metric in columns]
+            if found[0] is not None:
+                size = f"{int(model['parameters']):,}" if model["parameters"] > 0 else "–"
+                who = f"`{model['detector']}`{' + LightGlue' * bool(matcher)}"
+                values = ["–" if value is None else f"{value:.3f}" for value in found]
+                table.append([who, *values, size, str(model["dimension"])])
+                order.append(-found[0])
+    heads = [head for columns in MATCHING.values() for head in columns.values()]
+    ranked = [row for _, row in sorted(zip(order, table))]
+    return to_markdown([["system", *heads, "parameters", "numbers"], *ranked])
+
+
 def quality_order(quality):
     "Return a sort key that puts the best repeatability first."
     return lambda names: -names.map(quality["repeatability@3"])
@@ -107,7 +136,12 @@ def chapters():
     return "\n".join(rows)
 
 
-FILLERS = {"table": metrics_table, "times": times_table, "overview": overview}
+FILLERS = {
+    "table": metrics_table,
+    "times": times_table,
+    "overview": overview,
+    "matching": matching,
+}
 
 
 def fill(text):

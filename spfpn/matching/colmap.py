@@ -92,6 +92,13 @@ def _hloc_features(image: DescribedImage) -> dict[str, np.ndarray]:
     )
 
 # %% ../../nbs/matching/colmap.ipynb #c23304a9
+def _quiet_pycolmap() -> Any:
+    "Import pycolmap, and let it speak of warnings alone."
+    (pycolmap,) = import_extra("colmap", "pycolmap")
+    pycolmap.logging.minloglevel = pycolmap.logging.WARNING.value
+    return pycolmap
+
+
 def save_colmap(
     matches: PairMatches,
     images: str | Path,  # the folder of the photographs
@@ -101,8 +108,7 @@ def save_colmap(
     """Write keypoints and verified matches into COLMAP's database, in place of an older one.
 
     Raises ImportError without the extra `colmap`."""
-    (pycolmap,) = import_extra("colmap", "pycolmap")
-    described = _described(matches)
+    pycolmap, described = _quiet_pycolmap(), _described(matches)
     with atomic_write(database) as draft:
         _import_images(pycolmap, draft, images, list(described), camera)
         with pycolmap.Database.open(draft) as file:
@@ -143,8 +149,7 @@ def reconstruct(
     seed: int = 0,
 ) -> Any | None:  # a `pycolmap.Reconstruction`, the largest one; None: COLMAP finds none
     "Build a model of a scene by COLMAP. Raises ImportError without the extra `colmap`."
-    (pycolmap,) = import_extra("colmap", "pycolmap")
-    pycolmap.logging.minloglevel = pycolmap.logging.WARNING.value
+    pycolmap = _quiet_pycolmap()
     database = save_colmap(matches, images, Path(folder) / "database.db", camera)
     options = pycolmap.IncrementalPipelineOptions()
     options.random_seed = seed

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation, FeaturePyramidNetwork
+from torchvision.ops import FeaturePyramidNetwork
 
 import spfpn
 from ..core.config import upgrade_flat
@@ -31,12 +31,12 @@ from ..core.files import atomic_write, user_path
 from ..core.registry import BACKBONES, HEADS, Entry
 from ..data.images import to_gray
 from ..geometry.homography import pad_to_multiple
+from . import heads  # noqa: F401 - registers them
 from .descriptor import DescriptorHead
 
 # %% auto #0
-__all__ = ['PRETRAINED_DIR', 'Pyramid', 'make_backbone', 'BicubicHead', 'PixelShuffleHead', 'binomial_blur', 'SPFPN',
-           'CheckpointError', 'save_checkpoint', 'list_pretrained', 'resolve_checkpoint', 'checkpoint_metadata',
-           'load_checkpoint']
+__all__ = ['PRETRAINED_DIR', 'Pyramid', 'make_backbone', 'binomial_blur', 'SPFPN', 'CheckpointError', 'save_checkpoint',
+           'list_pretrained', 'resolve_checkpoint', 'checkpoint_metadata', 'load_checkpoint']
 
 # %% ../../nbs/models/spfpn.ipynb #05a1a8d9
 _STRIDES = (4, 8, 16, 32)
@@ -124,96 +124,6 @@ def make_backbone(
             f"need the strides {strides}; its channels are {backbone.channels}"
         )
     return backbone.train(), "pretrained" if pretrained else "random"
-
-# %% ../../nbs/models/spfpn.ipynb #2ef64ca2
-_STEM_CHANNELS = 16  # at stride 2, the most expensive place of the network
-
-
-def _sum_at_finest(maps: list[Tensor]) -> Tensor:
-    "Add all maps at the size of the first one, the finest."
-    finest, *coarser = maps
-    size = finest.shape[-2:]
-    return finest + sum(
-        F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in coarser
-    )
-
-# %% ../../nbs/models/spfpn.ipynb #bb1caf40
-@HEADS.register("bicubic")
-class BicubicHead(nn.Module):
-    "The head of FPC-Net: one channel from the sum of the maps, enlarged by bicubic interpolation."
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.score = nn.Conv2d(channels, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(1)
-
-    @property
-    def last(self) -> nn.Module:
-        return self.norm
-
-    def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
-        logits = self.norm(self.score(_sum_at_finest(maps)))
-        return F.interpolate(logits, size=gray.shape[-2:], mode="bicubic", align_corners=False)
-
-# %% ../../nbs/models/spfpn.ipynb #c435b025
-class _FiLM(nn.Module):
-    "Scale and shift each channel by what the whole image is like; at the start, change nothing."
-
-    def __init__(self, inputs: int, channels: int):
-        super().__init__()
-        self.rule = nn.Sequential(
-            nn.Linear(inputs, _STEM_CHANNELS),
-            nn.ReLU(inplace=True),
-            nn.Linear(_STEM_CHANNELS, 2 * channels),
-        )
-        for parameter in self.rule[-1].parameters():
-            nn.init.zeros_(parameter)
-
-    def forward(self, maps: Tensor, means: Tensor) -> Tensor:
-        "Modulate maps [B, channels, H, W] by means [B, inputs]."
-        factor, shift = self.rule(means)[..., None, None].chunk(2, 1)
-        return maps * (1 + factor) + shift
-
-# %% ../../nbs/models/spfpn.ipynb #3000e43d
-@HEADS.register("shuffle")
-class PixelShuffleHead(nn.Module):
-    "Join the maps with a stem's at strides 4 and 2, then give four logits for each cell."
-
-    def __init__(self, channels: int):
-        super().__init__()
-        width = _STEM_CHANNELS
-        self.stem = nn.Sequential(
-            Conv2dNormActivation(1, width, 6, 2), Conv2dNormActivation(width, width)
-        )
-        self.down = Conv2dNormActivation(width, channels, 3, 2)
-        self.context = nn.Conv2d(channels, channels, 1)
-        self.fuse = Conv2dNormActivation(channels, channels)
-        self.up = nn.Conv2d(channels, width, 1)
-        self.refine = nn.Sequential(*(Conv2dNormActivation(width, width) for _ in range(3)))
-        self.score = nn.Conv2d(width, 4, 1)
-        self.coarse_by_whole = _FiLM(width + channels, channels)
-        self.fine_by_whole = _FiLM(width + channels, width)
-
-    @property
-    def last(self) -> nn.Module:
-        return self.score
-
-    def embed(self, maps: list[Tensor], gray: Tensor) -> list[Tensor]:
-        "Return the stem's maps at strides 2 and 4, and the latter joined with the pyramid."
-        fine = self.stem(gray)
-        down = self.down(fine)
-        return [fine, down, self.fuse(down + self.context(_sum_at_finest(maps)))]
-
-    def decode(self, embedded: list[Tensor]) -> Tensor:
-        "Return the logits of what `embed` gave."
-        fine, down, fused = embedded
-        means = torch.cat([m.mean((2, 3)) for m in (fine, down)], 1)
-        coarse = self.up(self.coarse_by_whole(fused, means))
-        joined = self.fine_by_whole(_sum_at_finest([fine, coarse]), means)
-        return F.pixel_shuffle(self.score(self.refine(joined)), 2)
-
-    def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
-        return self.decode(self.embed(maps, gray))
 
 # %% ../../nbs/models/spfpn.ipynb #aa0f701a
 @torch.no_grad()
