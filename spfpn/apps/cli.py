@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from spfpn.core.runs import RunFolder
 
 # %% auto #0
-__all__ = ['app', 'ParametersOption', 'DeviceOption', 'echo', 'shown_path', 'say_written', 'example', 'load_config',
-           'print_table']
+__all__ = ['app', 'ParametersOption', 'RESIZE_HELP', 'DeviceOption', 'echo', 'shown_path', 'say_written', 'example',
+           'load_config', 'print_table']
 
 # %% ../../nbs/apps/cli.ipynb #e8081f88
 def _exit_code(error: Exception) -> int | None:
@@ -162,6 +162,7 @@ ParametersOption = Annotated[
         help="A key, such as phase1.lr=1e-3, on top of the profile; as often as needed.",
     ),
 ]
+RESIZE_HELP = "Long side in pixels while detecting; points are in the image as it is."
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 _RUN_HELP = "A name in outputs/, or a folder; the profile's name when not given."
 _RunOption = Annotated[str | None, typer.Option("--run", metavar="NAME|FOLDER", help=_RUN_HELP)]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli import DeviceOption, app, echo, example, say_written
+from .cli import RESIZE_HELP, DeviceOption, app, echo, example, say_written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -225,7 +225,6 @@ _DETECTOR_HELP = "A name, a checkpoint or FILE.py:NAME; the bundled student when
 _DESCRIBE_HELP = "Descriptors in NAME.npz; implies --npz."
 _OUT_HELP = "A folder; else JSON and CSV go to the terminal, the others here."
 _COLMAP_HELP = "NAME.txt for COLMAP's feature_importer, with upright SIFT."
-_RESIZE_HELP = "Long side in pixels while detecting; points are in the image as it is."
 _MASK_HELP = "A PNG of the image's size, nonzero inside, or a folder with one of each name."
 _RUNTIME_HELP = "Run a student by onnx, openvino, openvino-bf16 or torch-export, not PyTorch."
 
@@ -246,7 +245,7 @@ def _detect_command(
     max_keypoints: Annotated[int, typer.Option(min=1, help="Per image.")] = 1000,
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels.")] = 4,
     threshold: Annotated[float, typer.Option(min=0, help="Lowest score of a keypoint.")] = 0.0,
-    resize: Annotated[int | None, typer.Option(min=1, help=_RESIZE_HELP)] = None,
+    resize: Annotated[int | None, typer.Option(min=1, help=RESIZE_HELP)] = None,
     mask: Annotated[Path | None, typer.Option(help=_MASK_HELP)] = None,
     device: DeviceOption = "auto",
     runtime: Annotated[str | None, typer.Option(help=_RUNTIME_HELP)] = None,

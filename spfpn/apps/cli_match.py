@@ -18,8 +18,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli import DeviceOption, app, echo, example, print_table, say_written
-from .cli_detect import _RESIZE_HELP, _collect_images, _write
+from spfpn.apps.cli import (
+    RESIZE_HELP,
+    DeviceOption,
+    app,
+    echo,
+    example,
+    print_table,
+    say_written,
+)
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -156,6 +163,8 @@ def _pictures(
 
 def _show_pair(pair: _Pair, texts: dict[str, bytes], out: Path | None) -> None:
     "Say what was found, and write JSON, CSV and .npz into `out`, or onto the terminal."
+    from spfpn.apps.cli_detect import _write
+
     printed = {name: text for name, text in texts.items() if not out and not name.endswith("npz")}
     count = f"{len(pair.matches)} matches, {sum(pair.inliers)} inliers"
     echo(f"{' and '.join(pair.names)}: {pair.said or count}", err=bool(printed or pair.said))
@@ -177,6 +186,7 @@ def _match_all(
     "Match pairs of photographs, and write each into a folder."
     from tqdm import tqdm
 
+    from spfpn.apps.cli_detect import _write
     from spfpn.data.images import ImageError
 
     made = {}
@@ -254,10 +264,11 @@ def _match_command(
     detector: Annotated[str | None, typer.Option(help=_DETECTOR_HELP)] = None,
     matcher: Annotated[str, typer.Option(help=_MATCHER_HELP)] = "",
     max_keypoints: Annotated[int, typer.Option(min=1, help="Per image.")] = 1000,
-    resize: Annotated[int, typer.Option(min=1, help=_RESIZE_HELP)] = 1024,
+    resize: Annotated[int, typer.Option(min=1, help=RESIZE_HELP)] = 1024,
     device: DeviceOption = "auto",
 ) -> None:
     "Match photographs, and estimate the geometry between them."
+    from spfpn.apps.cli_detect import _collect_images, _write
     from spfpn.features.factory import default_detector
     from spfpn.matching.image_matcher import ImageMatcher
 

@@ -34,7 +34,7 @@ from ..show.pictures import draw_matches, to_pil
 __all__ = ['MIN_INLIERS', 'MatchError', 'Estimate', 'DescribedImage', 'Matches', 'ImageMatcher', 'match']
 
 # %% ../../nbs/matching/image_matcher.ipynb #cc6ae960
-MIN_INLIERS = 15
+MIN_INLIERS = 20
 
 
 class MatchError(ValueError):
