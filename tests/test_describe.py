@@ -181,6 +181,26 @@ def test_points_out_of_view_do_not_count(tiny, store):
         assert torch.equal(task.loss(model, batch)["loss"], before)
 
 
+@pytest.mark.parametrize("losses", ["cosine,dual_softmax", "similarity,contrastive"])
+def test_a_view_that_shows_no_point_is_left_out(tiny, store, losses):
+    "Its mean over nothing was not a number, and ended a training after an hour."
+    from spfpn.data.images import open_images
+    from spfpn.train.tasks import KeypointDataset
+
+    chosen = tiny.replace({"phase3.losses": losses})
+    task = DescriptionTask(KeypointDataset(open_images("samples", 4), store), chosen)
+    rows = [task.examples.rows[i] for i in task.examples.train][:2]
+    batch, model = task.batch(rows, torch.Generator().manual_seed(0)), student(dim=128)
+    alone = task.loss(model, {name: values[1:] for name, values in batch.items()})
+    batch["visible"][0] = False
+    terms = task.loss(model, batch)
+    assert all(torch.allclose(terms[name], alone[name], atol=1e-5) for name in terms)
+    batch["visible"][0, 0] = batch["visible"][1] = False
+    nothing = task.loss(model, batch)["loss"]
+    nothing.backward()
+    assert nothing == 0
+
+
 def test_settings_that_do_not_fit_are_refused(tiny):
     with pytest.raises(ConfigError, match="a weight for each of phase3.losses=cosine,dual_softmax"):
         tiny.replace({"phase3.loss_weights": "1"}).check()

@@ -10,7 +10,7 @@ import torch
 from spfpn.core.registry import ESTIMATORS, Entry
 from spfpn.features.keypoints import Keypoints
 from spfpn.geometry.estimation import estimate_homography
-from spfpn.match.matchers import make_matcher, match_keypoints
+from spfpn.matching.matchers import make_matcher, match_keypoints
 
 XY = torch.tensor([[3.0, 4], [90, 9], [80, 70], [5, 66], [40, 30]])
 MOVED = XY + torch.tensor([2.0, 1])

@@ -132,14 +132,24 @@ def _head(model: SPFPN) -> DescriptorHead:
     return model.descriptor
 
 
+def _has_two(pair: DescriptorPair) -> bool:
+    "Tell whether a view shows two points or more, which a loss needs."
+    return len(pair.xy) > 1
+
+
+def _mean(losses: list[Tensor], nothing: Tensor) -> Tensor:
+    return torch.stack(losses).mean() if losses else nothing
+
+
 class _Losses(_Batches):
     "The loss of phase 3."
 
     def loss(self, model: SPFPN, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         "Return the weighted sum of the losses, and each of them."
         pairs = self._pairs(model, batch)
+        nothing = 0 * _head(model).log_scale  # of a batch whose views show nothing
         terms = {
-            name: torch.stack([loss(two if paired else one) for one, two in pairs]).mean()
+            name: _mean([loss(pair[paired]) for pair in pairs if _has_two(pair[paired])], nothing)
             for name, (_, loss, paired) in self.losses.items()
         }
         total = sum(weight * terms[name] for name, (weight, *_) in self.losses.items())
