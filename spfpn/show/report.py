@@ -180,9 +180,9 @@ def _results_section(run: RunFolder, facts: _Facts) -> str:
 
 # %% ../../nbs/show/report.ipynb #edf7ad9b
 def _training_section(run: RunFolder, facts: _Facts) -> str:
-    "Draw the curves of both phases."
-    parts = []
-    for number in (1, 2):
+    "Draw the curves of the phases; a run without a third one has none of it."
+    parts, third = [], run.phase(3)
+    for number in (1, 2, 3) if third.path.is_dir() else (1, 2):
         phase = run.phase(number)
         log, best = (path.relative_to(run.path).as_posix() for path in (phase.log, phase.best))
         parts.append(f"<h3>Phase {number}</h3>")
