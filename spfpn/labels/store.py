@@ -196,7 +196,8 @@ class LabelStore(_Rows):
         "Return a line for each row, with the number of its points in place of the points."
 
         def without_points(table: pa.Table) -> pa.Table:
-            lists = [f.name for f in table.schema if pa.types.is_list(f.type)]
+            several = (pa.types.is_list, pa.types.is_binary)
+            lists = [f.name for f in table.schema if any(of(f.type) for of in several)]
             count = pc.list_value_length(table["score"])
             return table.drop_columns(lists).append_column("points", count)
 

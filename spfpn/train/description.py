@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import PIL.Image
 import torch
@@ -16,14 +17,12 @@ from ..core.config import Config
 from ..core.registry import DESCRIPTOR_LOSSES
 from ..features.keypoints import Selection, extract_keypoints, keypoint_region
 from spfpn.geometry.homography import (
+    image_size,
     in_image,
-    sample_homography,
     warp_image,
-    warp_image_reflect,
     warp_points,
 )
 from ..labels.descriptions import row_descriptors
-from ..labels.labeling import image_generator
 from ..labels.store import row_points
 from ..matching.matchers import match_mnn
 from ..models.descriptor import DescriptorHead
@@ -33,12 +32,18 @@ from .augment import augment_photometric, crop_size, random_view_homography
 from .descriptor_losses import DescriptorPair
 from .losses import _probe
 from .tasks import KeypointDataset, Row
+from .validate import validation_views
 
 # %% auto #0
-__all__ = ['WeightedLoss', 'descriptor_losses', 'describe_points', 'measure_descriptors', 'DescriptionTask']
+__all__ = ['WeightedLoss', 'descriptor_losses', 'measure_descriptors', 'DescriptionTask']
 
 # %% ../../nbs/train/description.ipynb #67656190
-WeightedLoss = tuple[float, Callable[[DescriptorPair], Tensor], bool]
+class WeightedLoss(NamedTuple):
+    "A loss of phase 3."
+
+    weight: float
+    loss: Callable[[DescriptorPair], Tensor]
+    paired: bool  # of two views of the student's, without the teacher
 
 
 def _tiny_pair() -> DescriptorPair:
@@ -49,14 +54,14 @@ def _tiny_pair() -> DescriptorPair:
     return DescriptorPair(mine.requires_grad_(), target, xy, torch.tensor(10.0))
 
 
-def descriptor_losses(config: Config) -> dict[str, WeightedLoss]:  # with: is it of two views?
+def descriptor_losses(config: Config) -> dict[str, WeightedLoss]:
     "Return the losses of phase 3 that work, with their weights. Raises ValueError."
     names, weights = config.phase3.losses, config.phase3.loss_weights
     return {
-        name: (
+        name: WeightedLoss(
             weight,
             _probe(DESCRIPTOR_LOSSES, name, _tiny_pair()),
-            DESCRIPTOR_LOSSES.tags(name).get("views", 1) == 2,
+            paired=DESCRIPTOR_LOSSES.tags(name).get("views", 1) == 2,
         )
         for name, weight in zip(names, weights, strict=True)
     }
@@ -84,7 +89,7 @@ class _Views:
     ):
         self.examples, self.config, self.low, self.high = examples, config, low, high
         self.losses = descriptor_losses(config)
-        self.paired = any(two for _, _, two in self.losses.values())
+        self.paired = any(one.paired for one in self.losses.values())
         self.points = config.phase3.points + config.phase3.random_points
 
     def _view(
@@ -118,13 +123,6 @@ class _Batches(_Views):
         return batch
 
 # %% ../../nbs/train/description.ipynb #37066248
-def _dense(model: SPFPN, images: Tensor) -> list[Tensor]:
-    "Return the maps of the descriptor head; no gradient reaches the detector."
-    with torch.no_grad():
-        maps = model.embed(images)[0]
-    return _head(model).dense(maps)
-
-
 def _head(model: SPFPN) -> DescriptorHead:
     "Return a student's descriptor head. Raises ValueError if it has none."
     if model.descriptor is None:
@@ -132,13 +130,11 @@ def _head(model: SPFPN) -> DescriptorHead:
     return model.descriptor
 
 
-def _has_two(pair: DescriptorPair) -> bool:
-    "Tell whether a view shows two points or more, which a loss needs."
-    return len(pair.xy) > 1
-
-
-def _mean(losses: list[Tensor], nothing: Tensor) -> Tensor:
-    return torch.stack(losses).mean() if losses else nothing
+def _dense(model: SPFPN, images: Tensor) -> list[Tensor]:
+    "Return the maps of the descriptor head; no gradient reaches the detector."
+    with torch.no_grad():
+        maps = model.embed(images)[0]
+    return _head(model).dense(maps)
 
 
 class _Losses(_Batches):
@@ -148,33 +144,30 @@ class _Losses(_Batches):
         "Return the weighted sum of the losses, and each of them."
         pairs = self._pairs(model, batch)
         nothing = 0 * _head(model).log_scale  # of a batch whose views show nothing
-        terms = {
-            name: _mean([loss(pair[paired]) for pair in pairs if _has_two(pair[paired])], nothing)
-            for name, (_, loss, paired) in self.losses.items()
-        }
-        total = sum(weight * terms[name] for name, (weight, *_) in self.losses.items())
-        return dict(loss=torch.as_tensor(total), **terms)
+        terms = {}
+        for name, one in self.losses.items():
+            values = [one.loss(pair) for pair in pairs[one.paired]]
+            terms[name] = torch.stack(values).mean() if values else nothing
+        total = torch.stack([one.weight * terms[name] for name, one in self.losses.items()]).sum()
+        return dict(loss=total, **terms)
 
     def _pairs(
         self, model: SPFPN, batch: dict[str, Tensor]
-    ) -> list[tuple[DescriptorPair, DescriptorPair]]:
-        "Return for each image the student beside the teacher, and beside itself in a second view."
+    ) -> dict[bool, list[DescriptorPair]]:  # by whether they are of two views
+        "Pair the student with the teacher, and with itself in a second view, for each image."
         head, b = _head(model), batch
         maps, scale = _dense(model, b["images"]), head.log_scale.exp()
-        maps2 = _dense(model, b["images2"]) if self.paired else maps
-        end, pairs = "2" if self.paired else "", []
-        for i in range(len(b["images"])):
-            seen, seen2 = b["visible"][i], b["visible"][i] & b["visible" + end][i]
-            xy = b["xy"][i]
-            mine = head.sample(maps, i, xy)
-            other = head.sample(maps2, i, b["xy" + end][i]) if self.paired else mine
-            targets = b["targets"][i].to(mine)
-            pairs.append(
-                (
-                    DescriptorPair(mine[seen], targets[seen], xy[seen], scale),
-                    DescriptorPair(mine[seen2], other[seen2], xy[seen2], scale),
-                )
-            )
+        maps2 = _dense(model, b["images2"]) if self.paired else []
+        pairs: dict[bool, list[DescriptorPair]] = {False: [], True: []}
+        for i, (xy, seen) in enumerate(zip(b["xy"], b["visible"])):
+            if seen.sum() > 1:
+                mine, targets = head.sample(maps, i, xy[seen]), b["targets"][i][seen]
+                pairs[False].append(DescriptorPair(mine, targets, xy[seen], scale))
+            both = seen & b["visible2"][i] if self.paired else seen
+            if self.paired and both.sum() > 1:
+                mine = head.sample(maps, i, xy[both])
+                other = head.sample(maps2, i, b["xy2"][i][both])
+                pairs[True].append(DescriptorPair(mine, other, xy[both], scale))
         return pairs
 
 # %% ../../nbs/train/description.ipynb #306b72ea
@@ -182,12 +175,27 @@ _VAL_SELECTION = Selection(max_keypoints=500, nms_radius=2)
 _RIGHT = 3.0  # px
 
 
-def describe_points(model: SPFPN, images: Tensor, xy: Sequence[Tensor]) -> list[Tensor]:
-    "Return the descriptors [N, D] of points [N, 2] of each image of a batch [B, 1, H, W]."
-    device = next(model.parameters()).device
-    maps = _dense(model, images.to(device))
-    head = _head(model)
-    return [head.sample(maps, i, one.to(device)).cpu() for i, one in enumerate(xy)]
+class _ValidationPass:
+    "What a student says of the validation views of a row, by one forward pass."
+
+    def __init__(self, model: SPFPN, image: Tensor, row: Row):
+        self.views, self.H = validation_views(image, row["id"])
+        device = next(model.parameters()).device
+        logits, maps = model.forward_maps(self.views.to(device))
+        self.head, self.dense = _head(model), _head(model).dense(maps)
+        self.heatmaps = model.scores(logits).cpu()
+
+    def describe(self, i: int, xy: Tensor) -> Tensor:
+        "Return the descriptors [N, D] of points [N, 2] of a view."
+        return self.head.sample(self.dense, i, xy.to(self.dense[0].device)).cpu()
+
+    def own_matches(self) -> tuple[list[Tensor], Tensor, Tensor]:
+        "Match the student's own points: points of both views, index pairs, errors in pixels."
+        region = keypoint_region(self.views)
+        xy = [k.xy for k in extract_keypoints(self.heatmaps, _VAL_SELECTION, region)]
+        pairs = match_mnn(*(self.describe(i, one) for i, one in enumerate(xy)))
+        errors = (warp_points(xy[0][pairs[:, 0]], self.H) - xy[1][pairs[:, 1]]).norm(dim=-1)
+        return xy, pairs, errors
 
 
 def _share(right: Tensor) -> float:
@@ -200,33 +208,21 @@ def measure_descriptors(
     image: Tensor,  # [1, H, W]
     row: Row,  # of a store of descriptions
 ) -> dict[str, float]:  # shares
-    "Measure descriptors on one image and a random warp of it, which is the same each time."
-    size = (image.shape[-2], image.shape[-1])
-    H = sample_homography(size, image_generator(0, row["id"]))
-    views = torch.stack((image, warp_image_reflect(image, H)))
+    "Measure descriptors on the validation views of an image."
+    seen = _ValidationPass(model, image, row)
     xy = row_points(row)
-    xy = xy[in_image(warp_points(xy, H), size, _VIEW_MARGIN)]
-    moved = warp_points(xy, H)
-    here, there = describe_points(model, views, (xy, moved))
-    nearest = (here @ there.T).argmax(1) if len(xy) else torch.zeros(0, dtype=torch.long)
+    xy = xy[in_image(warp_points(xy, seen.H), image_size(image), _VIEW_MARGIN)]
+    moved = warp_points(xy, seen.H)
+    likeness = seen.describe(0, xy) @ seen.describe(1, moved).T
+    nearest = likeness.argmax(1) if len(xy) else torch.zeros(0, dtype=torch.long)
     neighbors = (moved[nearest] - moved).norm(dim=-1) <= _RIGHT
-    _, _, errors = _own_matches(model, views, H)
+    errors = seen.own_matches()[2]
     return dict(right_neighbors=_share(neighbors), mma_3=_share(errors <= _RIGHT))
 
-
-def _own_matches(
-    model: SPFPN, views: Tensor, H: Tensor
-) -> tuple[list[Tensor], Tensor, Tensor]:  # points of both views, index pairs, errors in pixels
-    "Match a student's own points of an image and its warp."
-    device = next(model.parameters()).device
-    heatmaps = model.heatmap(views.to(device)).cpu()
-    found = extract_keypoints(heatmaps, _VAL_SELECTION, keypoint_region(views))
-    xy = [points.xy for points in found]
-    pairs = match_mnn(*describe_points(model, views, xy))
-    errors = (warp_points(xy[0][pairs[:, 0]], H) - xy[1][pairs[:, 1]]).norm(dim=-1)
-    return xy, pairs, errors
-
 # %% ../../nbs/train/description.ipynb #1d8f7d91
+_COMPACT_ROWS = 32  # held-back photographs that the compact descriptors are fitted to
+
+
 class DescriptionTask(_Losses):
     "Learn the teacher's descriptors. Raises ValueError for a loss."
 
@@ -234,11 +230,9 @@ class DescriptionTask(_Losses):
 
     def calibrate(self, model: SPFPN) -> None:
         "Fit the compact descriptors to the student's own of held-back photographs."
-        rows = [self.examples.rows[i] for i in self.examples.val[:32]]
-        found = [
-            describe_points(model, self.examples.whole(row)[None], [row_points(row)])[0]
-            for row in rows
-        ]
+        rows = [self.examples.rows[i] for i in self.examples.val[:_COMPACT_ROWS]]
+        passes = (_ValidationPass(model, self.examples.whole(row), row) for row in rows)
+        found = [one.describe(0, row_points(row)) for one, row in zip(passes, rows)]
         _head(model).fit_compact(torch.cat(found))
 
     def measure(self, model: SPFPN, row: Row) -> dict[str, float]:
@@ -250,9 +244,7 @@ class DescriptionTask(_Losses):
         "Show matches of two held-back photographs with warps of them; wrong ones are red."
         pictures = []
         for row in (self.examples.rows[i] for i in self.examples.val[:2]):
-            image = self.examples.whole(row)
-            H = sample_homography((image.shape[-2], image.shape[-1]), image_generator(0, row["id"]))
-            views = torch.stack((image, warp_image_reflect(image, H)))
-            xy, pairs, errors = _own_matches(model, views, H)
-            pictures.append(draw_matches(views[0], views[1], xy[0], xy[1], pairs, errors, _RIGHT))
+            seen = _ValidationPass(model, self.examples.whole(row), row)
+            (one, two), (xy, pairs, errors) = seen.views, seen.own_matches()
+            pictures.append(draw_matches(one, two, xy[0], xy[1], pairs, errors, _RIGHT))
         return picture_grid(pictures, columns=1)

@@ -190,8 +190,8 @@ def train_phase2(
 def _descriptor_options(config: Config, examples: KeypointDataset) -> dict[str, Any]:
     "Return the options of the descriptor head that a store teaches."
     aligned = any(DESCRIPTOR_LOSSES.tags(name).get("aligned") for name in config.phase3.losses)
-    dim = row_descriptors(examples.rows[0]).shape[1]
-    return dict(dim=dim, teacher=config.phase3.teacher if aligned else "")
+    row = examples.rows[0]
+    return dict(dim=row_descriptors(row).shape[1], teacher=row["teacher"] if aligned else "")
 
 
 def _detector_facts(header: dict[str, Any]) -> dict[str, Any]:
@@ -212,11 +212,8 @@ def train_phase3(
     Raises `LabelError`, `CheckpointError`, `TrainingError`, and ValueError for a loss.
     """
     options = _options(config, config.phase3, "cosine", frozen=False)
-    model, header, examples = (
-        load_checkpoint(start),
-        checkpoint_metadata(start),
-        _dataset(config, store),
-    )
+    model, header = load_checkpoint(start), checkpoint_metadata(start)
+    examples = _dataset(config, store)
     masks = {key: header.get(key, default) for key, default in (("low", 0.0), ("high", 1.0))}
     task = DescriptionTask(examples, config, **masks)
     wanted = _descriptor_options(config, examples)

@@ -19,7 +19,12 @@ from spfpn.evaluate.metrics import (
 )
 from ..evaluate.repeatability import R1
 from ..features.keypoints import Selection, extract_keypoints, keypoint_region
-from ..geometry.homography import sample_homography, warp_image_reflect, warp_points
+from spfpn.geometry.homography import (
+    image_size,
+    sample_homography,
+    warp_image_reflect,
+    warp_points,
+)
 from ..labels.labeling import image_generator
 from ..labels.store import row_points
 from ..models.spfpn import SPFPN
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
     from spfpn.train.tasks import Task
 
 # %% auto #0
-__all__ = ['VAL_SELECTION', 'point_precision_recall', 'measure_keypoints', 'validate']
+__all__ = ['VAL_SELECTION', 'point_precision_recall', 'validation_views', 'measure_keypoints', 'validate']
 
 # %% ../../nbs/train/validate.ipynb #2148415c
 VAL_SELECTION = Selection(max_keypoints=250, nms_radius=4, threshold=0.1)
@@ -45,15 +50,22 @@ def point_precision_recall(
     return precision, recall
 
 # %% ../../nbs/train/validate.ipynb #6e782c52
+def validation_views(
+    image: Tensor,  # [1, H, W]
+    name: str,  # of the image; the same name gives the same warp
+) -> tuple[Tensor, Tensor]:  # [2, 1, H, W], and H [3, 3] from the first to the second
+    "Return an image and a random warp of it, which is the same each time."
+    H = sample_homography(image_size(image), image_generator(0, name))
+    return torch.stack((image, warp_image_reflect(image, H))), H
+
+
 def measure_keypoints(
     model: SPFPN,
     image: Tensor,  # [1, H, W] in [0, 1]
     row: dict[str, Any],  # of a label store
 ) -> dict[str, float]:  # a share for each metric
-    "Measure keypoints on one image and a random warp of it, which is the same each time."
-    size = (image.shape[-2], image.shape[-1])
-    H = sample_homography(size, image_generator(0, row["id"]))
-    views = torch.stack((image, warp_image_reflect(image, H)))
+    "Measure keypoints on the validation views of an image."
+    (views, H), size = validation_views(image, row["id"]), image_size(image)
     heatmaps = model.heatmap(views.to(next(model.parameters()).device)).cpu()
     region = keypoint_region(views)
     one, two = extract_keypoints(heatmaps, R1.selection, region)
