@@ -12,7 +12,7 @@ from spfpn.apps.cli import app
 from spfpn.data.images import sample_images
 from spfpn.features.keypoints import Keypoints
 from spfpn.geometry.homography import compose_homography, warp_image_reflect
-from spfpn.matching.colmap import center_errors, match_folder, reconstruct, save_hloc
+from spfpn.matching.colmap import center_errors, match_folder, reconstruct, save_colmap, save_hloc
 from spfpn.matching.image_matcher import DescribedImage, ImageMatcher, Matches
 from spfpn.show.pictures import to_pil
 
@@ -82,6 +82,17 @@ def test_hloc_finds_its_layout(scene, tmp_path):
     with h5py.File(matches) as file:
         partner = file["0.png"]["1.png"]["matches0"][:]
     assert partner[3] == 7 and partner[5] == 0 and (partner >= 0).sum() == 2
+
+
+def test_names_with_spaces_and_photographs_of_two_sizes_are_verified(tmp_path):
+    photo = sample_images(("coffee.png",)).load(0, SIZE)[0]
+    to_pil(photo).save(tmp_path / "from above.png")
+    to_pil(photo[:, :200, :300]).save(tmp_path / "from above (2).png")
+    found = match_folder(tmp_path, matcher=ImageMatcher(matcher="mnn"), progress=False)
+    database = save_colmap(found, tmp_path, tmp_path / "a database.db")
+    with pycolmap.Database.open(database) as file:
+        assert file.num_verified_image_pairs() == 1 and file.num_cameras() == 2
+        assert file.read_two_view_geometry_num_inliers()[1][0] > 100
 
 
 @pytest.fixture(scope="module")

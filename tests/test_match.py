@@ -168,8 +168,9 @@ def test_a_folder_is_matched_pair_by_pair(photographs, tmp_path):
     out = tmp_path / "pairs"
     code, said = command("match", folder, "--pairs", "all", "--matcher", "mnn", "--out", out)
     (folder / "d.png").unlink()
-    assert code == 0 and "3 pairs" in said and said.count("error: ") >= 1
-    assert sorted(path.name for path in out.iterdir()) == ["a-b.npz", "a-c.npz", "b-c.npz"]
+    assert code == 2 and "3 pairs" in said and said.count("error: ") == 1, "named once"
+    names = ("a.png-b.png.npz", "a.png-c.png.npz", "b.png-c.png.npz")
+    assert sorted(path.name for path in out.iterdir()) == [*names]
     table = [line.split() for line in said.splitlines() if ".png" in line and "error" not in line]
     assert table[0][0].endswith("a.png") and table[0][1].endswith("b.png")  # the surest first
 
@@ -180,10 +181,33 @@ def test_pairs_are_read_from_a_file(photographs, tmp_path):
     rule.write_text("b.png a.png 0 0\n\n")
     options = ("--matcher", "mnn", "--out", tmp_path / "out")
     assert command("match", folder, "--pairs", rule, *options)[0] == 0
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b-a.npz"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png-a.png.npz"]
     rule.write_text("a.png b.png\na.png z.png\n")
     code, said = command("match", folder, "--pairs", rule, *options)
     assert code == 2 and "line 2: z.png is none of the photographs" in said
     code, said = command("match", folder, "--pairs", "some")
     assert code == 2 and "choose all, sequential, or a file" in said
     assert command("match", folder)[0] == 2  # three photographs and no rule
+
+
+def test_names_that_differ_in_their_ends_keep_files_of_their_own(photographs, tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name, source in {"a.png": "a", "a.jpg": "a", "b.png": "b"}.items():
+        Image.open(photographs[0] / f"{source}.png").save(folder / name)
+    command("match", folder, "--pairs", "all", "--matcher", "mnn", "--out", tmp_path / "out")
+    assert len([*(tmp_path / "out").iterdir()]) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--colmap",), "need --pairs"),
+        (("--hloc",), "need --pairs"),
+        (("--pairs", "all", "--align", "x.png"), "need two photographs alone"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_refused(photographs, options, why):
+    folder, _ = photographs
+    code, said = command("match", folder / "a.png", folder / "b.png", *options)
+    assert code == 2 and why in said

@@ -8,11 +8,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,9 +115,7 @@ def _pairs_of_file(file: Path, known: dict[str, Path]) -> list[tuple[str, str]]:
 
 
 def _choose_pairs(rule: str, known: dict[str, Path]) -> list[tuple[str, str]]:
-    "Return the pairs of names that a rule chooses; two names without one. Raises ValueError."
-    if not rule:
-        return [(*known,)]  # type: ignore[list-item]
+    "Return the pairs of names that a rule chooses. Raises ValueError for no rule."
     names = sorted(known)
     if rule == "all":
         return list(itertools.combinations(names, 2))
@@ -131,34 +127,40 @@ def _choose_pairs(rule: str, known: dict[str, Path]) -> list[tuple[str, str]]:
     return _pairs_of_file(Path(rule), known)
 
 # %% ../../nbs/apps/cli_match.ipynb #climat01
-class _Session:
-    "Photographs that are matched; each one is described once."
+def _to_pair(names: tuple[str, str], matches: Matches, geometry: _Geometry) -> _Pair:
+    "Estimate the geometry of matches, or note why there is none."
+    from spfpn.matching.image_matcher import MatchError
 
-    def __init__(self, matcher: ImageMatcher, geometry: str):  # homography or fundamental
-        self.matcher, self.geometry = matcher, geometry
-        self.described = cache(matcher.describe)
-
-    def match(self, one: Path, two: Path) -> _Pair:
-        "Match two photographs, and estimate their geometry. Raises `ImageError`."
-        from spfpn.core.files import printable_path
-        from spfpn.matching.image_matcher import MatchError
-
-        names = (printable_path(one), printable_path(two))
-        found = self.matcher.match(self.described(one), self.described(two))
-        try:
-            return _Pair(names, found, getattr(found, self.geometry)())
-        except MatchError as error:
-            return _Pair(names, found, said=str(error))
+    try:
+        return _Pair(names, matches, getattr(matches, geometry.value)())
+    except MatchError as error:
+        return _Pair(names, matches, said=str(error))
 
 # %% ../../nbs/apps/cli_match.ipynb #climat03
-def _pictures(
-    pair: _Pair, align: Path | None, overlay: Path | None, fundamental: bool
-) -> Iterator[tuple[Path, PIL.Image.Image]]:
+def _match_two(matcher: ImageMatcher, known: dict[str, Path], geometry: _Geometry) -> _Pair:
+    "Match two photographs, which messages call by their paths. Raises `ImageError`."
+    from spfpn.core.files import printable_path
+
+    one, two = known.values()
+    names = (printable_path(one), printable_path(two))
+    return _to_pair(names, matcher.match(one, two), geometry)
+
+
+def _write_pictures(
+    pair: _Pair, align: Path | None, overlay: Path | None, geometry: _Geometry, err: bool
+) -> None:
     "Draw what was asked for. Raises `MatchError` when there is no homography to align by."
+    from spfpn.apps.cli_detect import _write
+
+    pictures = {}
     if overlay:
-        yield overlay, pair.matches.draw(pair.estimate)
-    if align and not pair.said:
-        yield align, pair.matches.align(None if fundamental else pair.estimate)
+        pictures[overlay] = pair.matches.draw(pair.estimate)
+    if align and pair.estimate:
+        flat = pair.estimate if geometry is _Geometry.homography else None
+        pictures[align] = pair.matches.align(flat)
+    for path, picture in pictures.items():
+        _write(path, _to_png(picture))
+        say_written(path, err=err)
 
 
 def _show_pair(pair: _Pair, texts: dict[str, bytes], out: Path | None) -> None:
@@ -177,30 +179,31 @@ def _show_pair(pair: _Pair, texts: dict[str, bytes], out: Path | None) -> None:
 
 # %% ../../nbs/apps/cli_match.ipynb #climat05
 def _match_all(
-    session: _Session,
+    matcher: ImageMatcher,
     known: dict[str, Path],
-    pairs: list[tuple[str, str]],
-    kinds: list[str],  # of files to write for each pair
-    folder: Path,
-) -> dict[tuple[str, str], _Pair]:
-    "Match pairs of photographs, and write each into a folder."
-    from tqdm import tqdm
-
-    from spfpn.apps.cli_detect import _write
+    pairs: list[tuple[str, str]],  # of names
+    geometry: _Geometry,
+) -> tuple[list[_Pair], bool]:  # and whether a photograph was skipped
+    "Match pairs of photographs; name those that cannot be read."
     from spfpn.data.images import ImageError
+    from spfpn.matching.image_matcher import match_pairs
 
-    made = {}
-    for one, two in tqdm(pairs, unit="pair", leave=False, disable=None):
-        try:
-            pair = session.match(known[one], known[two])
-        except ImageError as error:
-            tqdm.write(f"error: {error}", file=sys.stderr)
-            continue
+    skipped: dict[str, ImageError] = {}
+    found = match_pairs(matcher, known, pairs, skipped)
+    for error in skipped.values():
+        echo(f"error: {error}", err=True)
+    return [_to_pair(names, one, geometry) for names, one in found.items()], bool(skipped)
+
+
+def _write_pairs(pairs: list[_Pair], kinds: list[str], folder: Path) -> None:
+    "Write a file of each kind for each pair, and say where."
+    from spfpn.apps.cli_detect import _write
+
+    for pair in pairs if kinds else ():
         for kind in kinds:
-            name = f"{Path(one).with_suffix('')}-{Path(two).with_suffix('')}".replace("/", "_")
-            _write(folder / f"{name}.{kind}", _FORMATS[kind](pair))
-        made[one, two] = pair
-    return made
+            _write(folder / f"{'-'.join(pair.names)}.{kind}", _FORMATS[kind](pair))
+    if kinds:
+        say_written(folder, f"the matches of {len(pairs)} pairs")
 
 
 def _show_all(pairs: list[_Pair]) -> None:
@@ -211,23 +214,19 @@ def _show_all(pairs: list[_Pair]) -> None:
     print_table({name: [row[i] for row in rows] for i, name in enumerate(columns)})
 
 
-def _for_others(
-    found: dict[tuple[str, str], _Pair],
-    known: dict[str, Path],
-    folder: Path,
-    hloc: bool,
-    colmap: bool,
-) -> Iterator[Path]:
-    "Write what hloc and COLMAP read. Raises ImportError without the extra `colmap`."
+def _write_for_others(
+    pairs: list[_Pair], known: dict[str, Path], folder: Path, hloc: bool, colmap: bool
+) -> None:
+    "Write what hloc and COLMAP read."
     from spfpn.matching.colmap import save_colmap, save_hloc
 
-    matches = {names: pair.matches for names, pair in found.items()}
+    matches = {pair.names: pair.matches for pair in pairs}
     name, path = next(iter(known.items()))
     images = Path(str(path.absolute()).removesuffix(name))  # names lie below it
-    if hloc and matches:
-        yield from save_hloc(matches, folder)
-    if colmap and matches:
-        yield save_colmap(matches, images, folder / "database.db")
+    written = [*save_hloc(matches, folder)] if hloc else []
+    written += [save_colmap(matches, images, folder / "database.db")] if colmap else []
+    for file in written:
+        say_written(file)
 
 # %% ../../nbs/apps/cli_match.ipynb #climat06
 _FORMATS: dict[str, Callable[[_Pair], bytes]] = {
@@ -244,6 +243,21 @@ _DETECTOR_HELP = "One that describes; the bundled student when not given."
 _MATCHER_HELP = "mnn, lightglue or FILE.py:NAME; the best that needs no download when not given."
 _HLOC_HELP = "With --pairs: features.h5 and matches.h5, as hloc reads them."
 _COLMAP_HELP = "With --pairs: COLMAP's database.db, each pair verified."
+
+# %% ../../nbs/apps/cli_match.ipynb #climat11
+def _check_options(images: int, pairs: bool, pictures: bool, others: bool) -> None:
+    "Refuse what would be ignored, before anything is matched. Raises ImportError for the extra."
+    from spfpn.core.registry import import_extra
+
+    if not pairs and images != 2:
+        todo = "give two, or --pairs all, --pairs sequential, --pairs FILE"
+        raise typer.BadParameter(f"{images} images: {todo}")
+    if others and not pairs:
+        raise typer.BadParameter("--hloc and --colmap need --pairs")
+    if pictures and pairs:
+        raise typer.BadParameter("--align and --overlay need two photographs alone")
+    if others:
+        import_extra("colmap", "h5py", "pycolmap")
 
 # %% ../../nbs/apps/cli_match.ipynb #climat07
 @app.command("match", epilog=example("match a.jpg b.jpg --align aligned.png"))
@@ -268,34 +282,27 @@ def _match_command(
     device: DeviceOption = "auto",
 ) -> None:
     "Match photographs, and estimate the geometry between them."
-    from spfpn.apps.cli_detect import _collect_images, _write
+    from spfpn.apps.cli_detect import _collect_images
     from spfpn.features.factory import default_detector
     from spfpn.matching.image_matcher import ImageMatcher
 
     known = {name: path for path, name in _collect_images(images).items()}
-    if not pairs and len(known) != 2:
-        todo = "give two, or --pairs all, --pairs sequential, --pairs FILE"
-        raise typer.BadParameter(f"{len(known)} images: {todo}")
-    chosen = _choose_pairs(pairs, known)
+    _check_options(len(known), bool(pairs), bool(align or overlay), hloc or colmap)
+    chosen = _choose_pairs(pairs, known) if pairs else []
     options: dict[str, Any] = dict(max_keypoints=max_keypoints, resize=resize, device=device)
     made = ImageMatcher(detector or default_detector(), matcher, **options)
-    session = _Session(made, geometry.value)
     kinds = [kind for kind, on in zip(_FORMATS, (as_json, as_csv, npz)) if on]
-    if pairs and not (kinds or hloc or colmap):
-        kinds = ["npz"]
     if pairs:
-        folder = out or Path("matches")
-        found = _match_all(session, known, chosen, kinds, folder)
-        _show_all([*found.values()])
-        if kinds:
-            say_written(folder, f"the matches of {len(found)} pairs")
-        for path in _for_others(found, known, folder, hloc, colmap):
-            say_written(path)
-        return
-    pair = session.match(*(known[name] for name in chosen[0]))
-    _show_pair(pair, {f"matches.{kind}": _FORMATS[kind](pair) for kind in kinds}, out)
-    for path, picture in _pictures(pair, align, overlay, geometry is _Geometry.fundamental):
-        _write(path, _to_png(picture))
-        say_written(path, err=bool(kinds))
-    if pair.said:
+        kinds = kinds if kinds or hloc or colmap else ["npz"]
+        found, skipped = _match_all(made, known, chosen, geometry)
+        _write_pairs(found, kinds, out or Path("matches"))
+        _write_for_others(found, known, out or Path("matches"), hloc, colmap)
+        _show_all(found)
+        failed = skipped
+    else:
+        pair = _match_two(made, known, geometry)
+        _show_pair(pair, {f"matches.{kind}": _FORMATS[kind](pair) for kind in kinds}, out)
+        _write_pictures(pair, align, overlay, geometry, err=bool(kinds))
+        failed = bool(pair.said)
+    if failed:
         raise typer.Exit(2)

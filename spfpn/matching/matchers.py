@@ -83,7 +83,9 @@ LIGHTGLUE_SUPERPOINT = Weights(
 )
 
 # %% ../../nbs/matching/matchers.ipynb #8af323e9
-@MATCHERS.register("lightglue", features=("superpoint", "aliked", "disk"))
+@MATCHERS.register(
+    "lightglue", features=("superpoint", "aliked", "disk"), bundled=("aliked", "disk")
+)
 class LightGlueMatcher:
     "Match by LightGlue. Raises `WeightsError` when its weights cannot be had."
 

@@ -31,7 +31,6 @@ from ..core.files import atomic_write, user_path
 from ..core.registry import BACKBONES, HEADS, Entry
 from ..data.images import to_gray
 from ..geometry.homography import pad_to_multiple
-from . import heads  # noqa: F401 - registers them
 from .descriptor import DescriptorHead
 
 # %% auto #0
