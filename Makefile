@@ -12,7 +12,7 @@ READY    := $(VENV)/.installed
 help:
 	@echo "make run      install, then run the workbook (PROFILE=quick, ARGS='-p phase1.lr=1e-3')"
 	@echo "make test     install, then test the notebooks and the library"
-	@echo "make test-all the same, with many kills and ten thousand examples of each kind of bad input"
+	@echo "make test-all the same, with many kills and a thousand examples of each kind of bad input"
 	@echo "make prepare  bring library, notebooks and README in step: export, clean, readme"
 	@echo "make lint     check style, format, imports between packages, and types"
 	@echo "make facts    measure the form of code and prose (ARGS=--check fails over a limit)"
@@ -38,11 +38,11 @@ test: $(READY)
 	$(BIN)/nbdev-test --n-workers 2
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests
 
-# hours may pass; `-m ""` takes the slow tests too
+# an hour may pass; `-m ""` takes the slow tests too
 test-all: export HYPOTHESIS_PROFILE = thorough
 test-all: $(READY)
 	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest tests -m ""
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests -m ""
 
 readme: $(READY)
 	$(BIN)/python tools/readme.py

@@ -7,12 +7,12 @@ import nbformat
 import pytest
 from hypothesis import HealthCheck, settings
 
-# the same hundred examples each time, or with `make test-all` ten thousand new ones
+# the same hundred examples each time, or with `make test-all` a thousand new ones
 common = dict(
     deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 settings.register_profile("quick", max_examples=100, derandomize=True, **common)
-settings.register_profile("thorough", max_examples=10_000, print_blob=True, **common)
+settings.register_profile("thorough", max_examples=1_000, print_blob=True, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
