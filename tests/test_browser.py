@@ -1,7 +1,7 @@
 """The explorers in JupyterLab, in a real browser.
 
 The tests run cells, move sliders by their keys, and read what the page's figure draws. `make test`
-has two explorers over small photographs, and `make test-all` all five of nbs/explore.ipynb.
+has two explorers over small photographs, and `make test-all` all six of nbs/explore.ipynb.
 They need playwright (in the extra `dev`) and Chromium (`apt-get install chromium`, or another
 Chrome named by $CHROMIUM), and are skipped without them. $SCREENSHOTS names a folder for pictures
 of the explorers, and $THEME a theme of JupyterLab ("JupyterLab Dark") to see them in.
@@ -577,7 +577,7 @@ def explore(chromium, tmp_path_factory):
 @pytest.mark.slow
 def test_heatmaps_of_several_detectors(explore):
     assert explore.error_outputs() == []
-    heatmaps = explore.explorer("points")
+    heatmaps = explore.explorer("panel 1")
     check_points(heatmaps, 20)
     counts = [len(heatmaps.points(k)) for k in range(4)]
     assert counts == [80] * 4
@@ -635,6 +635,39 @@ def test_warps_matches_and_consistency(explore):
 
 
 @pytest.mark.slow
+def test_a_pair_is_matched_and_aligned(explore):
+    pairs = explore.explorer("inlier px")
+
+    def counts(side: str) -> list[int]:
+        found = re.search(rf"{side}: (\d+) matches, (\d+) inliers, (\d+) right", pairs.message)
+        return [int(n) for n in found.groups()] if found else []
+
+    matches, inliers, right = wait(lambda: counts("A"), 60, "the matches of a known warp")
+    assert 100 < inliers <= matches and right > 0.8 * matches
+    assert len(pairs.points(0)) == 3 * inliers, "a line an inlier"
+    assert len(pairs.points(1)) == 3 * (matches - inliers)
+    pairs.hover(0, 0)
+    told = r"x (\S+?)y (\S+?)score .*partner x (\S+?)partner y (\S+?)match score ([\d.]+?)error"
+    wait(lambda: re.search(told, pairs.hovered), 10, "partner and score of a match")
+    check_fits(pairs, 480)
+    pairs.screenshot("pairs")
+    shown = pairs.pictures(figure=1)
+    pairs.press("opacity", "ArrowRight", 5)
+    wait(lambda: pairs.pictures(figure=1)[0] != shown[0], 20, "another overlay")
+    pairs.choose("matcher", "mnn")
+    before = wait(lambda: (now := counts("A")) and now[0] != matches and now, 60, "mnn's matches")
+    pairs.press("ratio", "ArrowLeft", 15)
+    wait(lambda: (now := counts("A")) and now[0] < before[0], 60, "fewer by the ratio test")
+    pairs.press("points", "ArrowLeft", 20)
+    wait(lambda: (now := counts("B")) and now[0] <= 100, 60, "matches of 100 points")
+    other = pairs.control("second").locator("option").nth(2).inner_text()
+    pairs.choose("second", other)
+    wait(lambda: pairs.message.count("do not seem to show the same place") == 2, 60, "words")
+    pairs.choose("second", "the first one, warped")
+    wait(lambda: counts("A") and counts("B"), 60, "the warp again")
+
+
+@pytest.mark.slow
 def test_training_is_followed(explore):
     training = explore.explorer("runs")
     assert "predictions of epoch 2" in training.message and training.box.locator("img").count() == 1
@@ -670,7 +703,8 @@ def test_results_of_a_pair(explore):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "label, controls", [("points", 11), ("σ", 8), ("rotation °", 14), ("runs", 4), ("ε px", 4)]
+    "label, controls",
+    [("panel 1", 11), ("σ", 8), ("rotation °", 14), ("inlier px", 12), ("runs", 4), ("ε px", 4)],
 )
 def test_every_control_is_reached_by_tab(explore, label, controls):
     "Tab goes through all controls from the first on: nobody needs a mouse to move a slider."

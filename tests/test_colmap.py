@@ -12,8 +12,16 @@ from spfpn.apps.cli import app
 from spfpn.data.images import sample_images
 from spfpn.features.keypoints import Keypoints
 from spfpn.geometry.homography import compose_homography, warp_image_reflect
-from spfpn.matching.colmap import center_errors, match_folder, reconstruct, save_colmap, save_hloc
-from spfpn.matching.image_matcher import DescribedImage, ImageMatcher, Matches
+from spfpn.matching.colmap import (
+    center_errors,
+    localize,
+    match_folder,
+    reconstruct,
+    save_colmap,
+    save_hloc,
+    similarity_transform,
+)
+from spfpn.matching.image_matcher import DescribedImage, ImageMatcher, MatchError, Matches
 from spfpn.show.pictures import to_pil
 
 SIZE = (240, 320)
@@ -39,7 +47,12 @@ def scene(tmp_path_factory):
         Image.fromarray(rng.integers(0, 255, SIZE, np.uint8)).save(folder / name)
     index = torch.arange(len(X))[:, None].expand(-1, 2)
     names = sorted(images)
-    pairs = {(a, b): Matches(images[a], images[b], index) for a in names for b in names if a < b}
+    pairs = {
+        (a, b): Matches(images[a], images[b], index, torch.ones(len(X)))
+        for a in names
+        for b in names
+        if a < b
+    }
     return folder, pairs, centers
 
 
@@ -50,6 +63,45 @@ def test_a_known_scene_is_built(scene, tmp_path):
     assert model.compute_mean_reprojection_error() < 0.01  # half a pixel off would show
     errors = center_errors(model, centers)
     assert sorted(errors) == sorted(centers) and max(errors.values()) < 1e-3
+
+
+class Known:
+    "In place of an `ImageMatcher`: it knows the keypoints of the scene, and which of them match."
+
+    def __init__(self, pairs: dict, wrong: int = 0):
+        self.images = {n: m for one in pairs.values() for n, m in self._named(one).items()}
+        count = len(next(iter(self.images.values())).keypoints)
+        self.index = torch.arange(count)[:, None].repeat(1, 2)
+        self.index[:wrong, 1] = self.index[:wrong, 1].roll(1)
+
+    @staticmethod
+    def _named(pair: Matches) -> dict[str, DescribedImage]:
+        return {image.source.name: image for image in (pair.image0, pair.image1)}
+
+    def describe(self, path) -> DescribedImage:
+        return self.images[path.name]
+
+    def match(self, one: DescribedImage, two: DescribedImage) -> Matches:
+        return Matches(one, two, self.index, torch.ones(len(self.index)))
+
+
+def test_a_photograph_is_localized_in_a_model_that_lacks_it(scene, tmp_path):
+    folder, pairs, centers = scene
+    some = {names: pair for names, pair in pairs.items() if "3.png" not in names}
+    model = reconstruct(some, folder, tmp_path, CAMERA)
+    assert model.num_reg_images() == 3
+    found = localize(folder / "3.png", model, folder, matcher=Known(pairs, wrong=60))
+    R, t = found.model[:, :3].numpy(), found.model[:, 3].numpy()
+    known = {image.name: image.projection_center() for image in model.images.values()}
+    names = sorted(known)
+    scale, turn, shift = similarity_transform(
+        np.array([known[name] for name in names]), np.array([centers[name] for name in names])
+    )
+    center = scale * turn @ (-R.T @ t) + shift
+    assert np.abs(center - centers["3.png"]).max() < 1e-2
+    assert found.inliers.sum() > 100 and len(found.inliers) > found.inliers.sum()
+    with pytest.raises(MatchError, match="does not seem to show the scene"):
+        localize(folder / "3.png", model, folder, matcher=Known(pairs, wrong=200))
 
 
 def test_the_database_has_the_keypoints_and_verified_matches(scene, tmp_path):
@@ -71,6 +123,7 @@ def test_hloc_finds_its_layout(scene, tmp_path):
         pairs["0.png", "1.png"].image0,
         pairs["0.png", "1.png"].image1,
         torch.tensor([[3, 7], [5, 0]]),
+        torch.tensor([0.5, 0.25]),
     )
     features, matches = save_hloc({("0.png", "1.png"): some}, tmp_path)
     with h5py.File(features) as file:
@@ -81,7 +134,9 @@ def test_hloc_finds_its_layout(scene, tmp_path):
         assert list(group["image_size"]) == [320, 240] and group["scores"].shape == (200,)
     with h5py.File(matches) as file:
         partner = file["0.png"]["1.png"]["matches0"][:]
+        scores = file["0.png"]["1.png"]["matching_scores0"][:]
     assert partner[3] == 7 and partner[5] == 0 and (partner >= 0).sum() == 2
+    assert scores[3] == 0.5 and scores[5] == 0.25 and scores.sum() == 0.75
 
 
 def test_names_with_spaces_and_photographs_of_two_sizes_are_verified(tmp_path):

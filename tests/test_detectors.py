@@ -229,7 +229,7 @@ def test_descriptors_and_matchers_in_a_file(mine):
     assert descriptor_version(f"{file}:patch") and descriptor_version("sift") == ""
     matcher = make_matcher(f"{file}:First", "aliked")
     assert matcher.name == f"{file}:First" and matcher.features == "aliked"
-    assert MATCHERS.names() == ["lightglue", "mnn"] and DESCRIPTORS.names() == ["sift"]
+    assert MATCHERS.names() == ["lightglue", "mnn", "nearest"] and DESCRIPTORS.names() == ["sift"]
 
 
 def test_a_descriptor_of_another_shape_is_refused(tmp_path):

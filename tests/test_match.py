@@ -33,7 +33,7 @@ def pair_of(xy0: torch.Tensor, xy1: torch.Tensor) -> Matches:
         DescribedImage(torch.rand(480, 640), Keypoints(xy.float(), torch.ones(len(xy))), (480, 640))
         for xy in (xy0, xy1)
     )
-    return Matches(*sides, torch.arange(len(xy0))[:, None].expand(-1, 2))
+    return Matches(*sides, torch.arange(len(xy0))[:, None].expand(-1, 2), torch.ones(len(xy0)))
 
 
 def solid_scene(points: int, seed: int = 0):
@@ -143,6 +143,51 @@ def test_the_command_writes_what_was_asked_for(photographs, tmp_path, monkeypatc
     assert len(rows) == len(table) - 1 == len(arrays["matches"]) == len(arrays["inliers"])
     first = arrays["keypoints0"][arrays["matches"][:, 0]]
     assert np.allclose(first, np.array(rows)[:, :2].astype(float), atol=1e-3)
+    scores = np.array(rows)[:, 4].astype(float)
+    assert np.allclose(arrays["scores"], scores) and (scores > 0.1).all() and (scores <= 1).all()
+
+
+def test_the_ratio_test_keeps_the_distinctive_matches():
+    photo = sample_images(("astronaut.png",)).load(0, (480, 640))[0]
+    H = compose_homography((480, 640), rotation=25, scale=0.8)
+    other = 0.6 * warp_image_reflect(photo, H)
+
+    def right(found: Matches) -> float:
+        return float(((warp_points(found.xy0, H) - found.xy1).norm(dim=1) <= 3).double().mean())
+
+    every = spfpn.match(photo, other, matcher="mnn")
+    distinct = spfpn.match(photo, other, matcher="mnn", ratio=0.9)
+    alike = spfpn.match(photo, other, matcher="mnn", min_score=0.8)
+    assert len(every) > len(distinct) > 200 and right(distinct) > right(every) + 0.1
+    assert len(every) > len(alike) > 200 and right(alike) > right(every) + 0.02
+    assert alike.scores.min() >= 0.8
+    for kept in (distinct, alike):
+        assert set(map(tuple, kept.indices.tolist())) <= set(map(tuple, every.indices.tolist()))
+
+
+def test_frames_of_a_video_are_matched_by_any_detector(photographs):
+    folder, _ = photographs
+    frame = np.asarray(Image.open(folder / "a.png"), np.float32) / 255
+    left, right = frame[:, :-4], frame[:, 4:]  # the camera has moved by four pixels
+    options = dict(detector="harris", matcher="nearest", nms_radius=10, max_distance=6)
+    found = spfpn.match(left, right, **options)
+    moved = found.xy0 - found.xy1 - torch.tensor([4.0, 0])
+    assert len(found) > 50 and (moved.norm(dim=1) < 1).double().mean() > 0.8
+    assert found.image0.keypoints.descriptors is None
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--matcher", "lightglue", "--ratio", "0.8"], "'lightglue' has no option ratio"),
+        (["--max-distance", "3"], "'lightglue' has no option max_distance: it has min_score"),
+        (["--detector", "harris"], "take one that has, such as spfpn-s"),
+    ],
+)
+def test_what_a_matcher_lacks_is_named(photographs, options, said):
+    folder, _ = photographs
+    code, output = command("match", folder / "a.png", folder / "b.png", *options)
+    assert code == 2 and said in " ".join(output.split())
 
 
 def test_json_on_the_terminal_is_json(photographs):

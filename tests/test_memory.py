@@ -114,7 +114,7 @@ def label_folder(folder: Path, out: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def test_label_skips_and_names_it_too(folder, tmp_path):
-    ids, skipped = run_limited(45, label_folder, folder, tmp_path)
+    ids, skipped = run_limited(34, label_folder, folder, tmp_path)
     assert ids == ["1.png", "3.png"] and list(skipped) == ["2.png"]
     assert f"{SIDE}×{SIDE} pixels need more memory" in skipped["2.png"]
 

@@ -10,7 +10,7 @@ import torch
 from spfpn.core.registry import ESTIMATORS, Entry
 from spfpn.features.keypoints import Keypoints
 from spfpn.geometry.estimation import estimate_homography
-from spfpn.matching.matchers import make_matcher, match_keypoints
+from spfpn.matching.matchers import MatchedIndices, make_matcher, match_keypoints
 
 XY = torch.tensor([[3.0, 4], [90, 9], [80, 70], [5, 66], [40, 30]])
 MOVED = XY + torch.tensor([2.0, 1])
@@ -54,7 +54,8 @@ PAIRS = [[0, 1], [2, 2]]
     ],
 )
 def test_a_matcher_may_return_indices_in_any_form(given, expected):
-    found = match_keypoints(Returning(given), POINTS, POINTS, *SIZES)
+    found, scores = match_keypoints(Returning(given), POINTS, POINTS, *SIZES)
+    assert scores.tolist() == [1.0] * len(expected)
     assert found.dtype == torch.int64 and found.shape == (len(expected), 2)
     assert found.tolist() == expected and not found.requires_grad
 
@@ -72,6 +73,10 @@ def test_a_matcher_may_return_indices_in_any_form(given, expected):
         ({"matches": PAIRS}, "an object of type dict of length 1"),
         ([cv2.DMatch(0, 1, 0.5)], "an object of type list of length 1"),
         ([[0, 5]], "no indices of the keypoints"),
+        (
+            MatchedIndices(torch.tensor(PAIRS), torch.ones(3)),
+            r"scores of shape \(3,\); .*scores \[2\]",
+        ),
         ([[-1, 0]], "no indices of the keypoints"),
         ([[0.5, 1]], "no indices of the keypoints"),
         ([[float("nan"), 1]], "no indices of the keypoints"),

@@ -113,10 +113,10 @@ def test_superpoints_lightglue_runs_from_its_file(hub):
     matcher = make_matcher("lightglue", "superpoint")
     descriptors = torch.nn.functional.normalize(torch.rand(9, 256), dim=1)
     points = Keypoints(torch.rand(9, 2) * 50, torch.rand(9), descriptors)
-    pairs = matcher.match(points, points, (60, 60), (60, 60))
-    assert pairs.shape[1] == 2 and len(set(pairs[:, 0].tolist())) == len(pairs)
+    pairs, scores = matcher.match(points, points, (60, 60), (60, 60))
+    assert pairs.shape[1] == 2 and len(set(pairs[:, 0].tolist())) == len(pairs) == len(scores)
     nothing = points.select(torch.zeros(9, dtype=torch.bool))
-    assert len(matcher.match(points, nothing, (60, 60), (60, 60))) == 0
+    assert len(matcher.match(points, nothing, (60, 60), (60, 60)).indices) == 0
 
 
 def test_xfeat_runs_from_the_authors_file_or_one_beside_it(hub, tmp_path):

@@ -40,6 +40,7 @@ from spfpn.show.image_explorers import (
     selection_candidates,
     selection_threshold,
 )
+from spfpn.show.pair_explorer import PairExplorer
 from spfpn.show.run_explorers import ResultsExplorer, TrainingExplorer
 from spfpn.show.warp_explorer import WarpExplorer
 from spfpn.show.widgets import StatefulFigure
@@ -701,3 +702,82 @@ def test_busy_is_said_before_the_work_and_never_after(heatmaps, monkeypatch, fai
     heatmaps.controls["points"].value = 30
     assert "computing" in signs[0] and 'role="status"' in signs[0]
     assert changes == [True, False] and ("out of memory" in heatmaps.message.value) == fails
+
+
+@pytest.fixture
+def pairs():
+    return PairExplorer(sample_images(limit=3), size=(240, 320))
+
+
+def lines(explorer, trace: int) -> np.ndarray:
+    "The ends [K, 2, 2] of the lines of a trace; the second ones in the second photograph."
+    ends = drawn(explorer, trace).reshape(-1, 3, 2)[:, :2].copy()
+    ends[:, 1, 0] -= explorer.offset
+    return ends
+
+
+def test_blue_lines_agree_with_the_homography_and_red_ones_do_not(pairs):
+    for k, side in enumerate("AB"):
+        H = pairs.estimates[side].model.numpy()
+        for trace, agree in ((2 * k, True), (2 * k + 1, False)):
+            ends = lines(pairs, trace)
+            x = np.pad(ends[:, 0], ((0, 0), (0, 1)), constant_values=1) @ H.T
+            errors = np.linalg.norm(x[:, :2] / x[:, 2:] - ends[:, 1], axis=1)
+            assert ((errors <= 3) == agree).all()
+    blue = len(lines(pairs, 0))
+    pairs.controls["inlier"].value = 0.5
+    assert 0 < len(lines(pairs, 0)) < blue
+
+
+def test_each_control_of_a_pair_does_what_it_says(pairs):
+    def count(side: str) -> int:
+        return len(pairs.matches[side])
+
+    with_all, by_lightglue = count("A"), pairs.message.value
+    pairs.controls["score"].value = 0.9
+    assert count("A") < with_all and pairs.matches["A"].scores.min() >= 0.9
+    pairs.controls["score"].value = 0.0
+    assert count("A") == with_all
+    pairs.controls["matcher"].value = "mnn"
+    assert pairs.message.value != by_lightglue and "A: spfpn-s, mnn" in (
+        pairs.figure.layout.annotations[0].text
+    )
+    every = count("A"), count("B")
+    pairs.controls["ratio"].value = 0.8
+    assert count("A") < every[0] and count("B") < every[1]
+    pairs.controls["points"].value = 50
+    assert all(len(pairs.matches[side].image0.keypoints) == 50 for side in "AB")
+    pairs.controls["B"].value = "aliked"
+    assert "B: aliked, mnn" in pairs.figure.layout.annotations[1].text
+    pairs.controls["matcher"].value = "lightglue"
+    pairs.controls["B"].value = "sift"
+    assert "no weights for &#x27;sift&#x27;" in pairs.message.value
+
+
+def test_the_overlay_has_the_opacity_of_the_slider(pairs):
+    def shown() -> np.ndarray:
+        source = pairs.overlays.layout.images[0].source.split(",")[1]
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(source))).convert("L"), float)
+
+    pairs.controls["opacity"].value = 0.0
+    second = pairs.other.mean(0).numpy() * 255
+    assert abs(shown() - second).mean() < 3
+    pairs.controls["opacity"].value = 1.0
+    laid = shown()
+    seen = laid > 0
+    assert np.corrcoef(laid[seen], second[seen])[0, 1] > 0.9  # the first one, in its place
+    assert abs(laid - second)[seen].mean() > 10  # and in more light
+
+
+def test_a_new_folder_is_offered_in_both_menus(pairs, tmp_path):
+    for name, value in (("one.png", 50), ("two.png", 90)):
+        Image.new("RGB", (90, 60), (value, 10, 10)).save(tmp_path / name)
+    pairs.controls["source"].value = str(tmp_path)
+    offered = [label for label, _ in pairs.controls["second"].options]
+    assert offered == ["the first one, warped", "one.png", "two.png"]
+    pairs.controls["second"].value = tmp_path / "two.png"
+    assert "0 matches, 0 inliers" in pairs.message.value
+    (tmp_path / "two.png").write_bytes(b"gone")
+    pairs.controls["second"].value = ""
+    pairs.controls["second"].value = tmp_path / "two.png"
+    assert "two.png" in pairs.message.value and "alert" in pairs.message.value

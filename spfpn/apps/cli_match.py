@@ -42,6 +42,9 @@ class _Geometry(str, Enum):
     fundamental = "fundamental"
 
 
+_COLUMNS = ["x0", "y0", "x1", "y1", "score", "inlier"]
+
+
 @dataclass(frozen=True)
 class _Pair:
     "What is known of two photographs."
@@ -57,21 +60,23 @@ class _Pair:
         return self.estimate.inliers.tolist() if self.estimate else [False] * len(self.matches)
 
     def rows(self) -> list[list[Any]]:
-        "Return a row [x0, y0, x1, y1, inlier] for each match."
-        ends = zip(self.matches.xy0.tolist(), self.matches.xy1.tolist(), self.inliers)
-        return [[*one, *two, inlier] for one, two, inlier in ends]
+        "Return a row of `_COLUMNS` for each match."
+        found = self.matches
+        values = zip(found.xy0.tolist(), found.xy1.tolist(), found.scores.tolist(), self.inliers)
+        return [[*one, *two, score, inlier] for one, two, score, inlier in values]
 
 
 def _to_csv(pair: _Pair) -> bytes:
     import pandas as pd
 
-    table = pd.DataFrame(pair.rows(), columns=["x0", "y0", "x1", "y1", "inlier"])
+    table = pd.DataFrame(pair.rows(), columns=_COLUMNS)
     return table.to_csv(index=False).encode()
 
 
 def _to_json(pair: _Pair) -> bytes:
     model = pair.estimate.model.tolist() if pair.estimate else None
-    facts = dict(images=pair.names, model=model, said=pair.said, matches=pair.rows())
+    facts = dict(images=pair.names, model=model, said=pair.said)
+    facts |= dict(columns=_COLUMNS, matches=pair.rows())
     return json.dumps(facts, indent=1).encode()
 
 
@@ -82,7 +87,8 @@ def _to_npz(pair: _Pair) -> bytes:
     arrays: dict[str, Any] = dict(
         keypoints0=found.image0.keypoints.xy.numpy(), keypoints1=found.image1.keypoints.xy.numpy()
     )
-    arrays |= dict(matches=found.indices.numpy(), inliers=np.array(pair.inliers, bool))
+    arrays |= dict(matches=found.indices.numpy(), scores=found.scores.numpy())
+    arrays["inliers"] = np.array(pair.inliers, bool)
     if pair.estimate:
         arrays["model"] = pair.estimate.model.numpy()
     np.savez(file, **arrays)
@@ -240,7 +246,12 @@ _PAIRS_HELP = "For folders: all, sequential, or a file of two names a line."
 _OUT_HELP = "A folder for these files; else JSON and CSV go to the terminal."
 _GEOMETRY_HELP = "homography for a plane or a turning camera; fundamental for any still scene."
 _DETECTOR_HELP = "One that describes; the bundled student when not given."
-_MATCHER_HELP = "mnn, lightglue or FILE.py:NAME; the best that needs no download when not given."
+_MATCHER_HELP = (
+    "mnn, lightglue, nearest or FILE.py:NAME; the best that needs no download when not given."
+)
+_RATIO_HELP = "Of mnn: largest distance to the best, divided by that to the second best."
+_SCORE_HELP = "Of mnn and lightglue: least score of a match."
+_DISTANCE_HELP = "Of nearest: pixels that a point may move."
 _HLOC_HELP = "With --pairs: features.h5 and matches.h5, as hloc reads them."
 _COLMAP_HELP = "With --pairs: COLMAP's database.db, each pair verified."
 
@@ -277,6 +288,9 @@ def _match_command(
     geometry: Annotated[_Geometry, typer.Option(help=_GEOMETRY_HELP)] = _Geometry.homography,
     detector: Annotated[str | None, typer.Option(help=_DETECTOR_HELP)] = None,
     matcher: Annotated[str, typer.Option(help=_MATCHER_HELP)] = "",
+    ratio: Annotated[float | None, typer.Option(min=0, max=1, help=_RATIO_HELP)] = None,
+    min_score: Annotated[float | None, typer.Option(help=_SCORE_HELP)] = None,
+    max_distance: Annotated[float | None, typer.Option(min=0, help=_DISTANCE_HELP)] = None,
     max_keypoints: Annotated[int, typer.Option(min=1, help="Per image.")] = 1000,
     resize: Annotated[int, typer.Option(min=1, help=RESIZE_HELP)] = 1024,
     device: DeviceOption = "auto",
@@ -290,6 +304,8 @@ def _match_command(
     _check_options(len(known), bool(pairs), bool(align or overlay), hloc or colmap)
     chosen = _choose_pairs(pairs, known) if pairs else []
     options: dict[str, Any] = dict(max_keypoints=max_keypoints, resize=resize, device=device)
+    own = dict(ratio=ratio, min_score=min_score, max_distance=max_distance)
+    options |= {name: value for name, value in own.items() if value is not None}
     made = ImageMatcher(detector or default_detector(), matcher, **options)
     kinds = [kind for kind, on in zip(_FORMATS, (as_json, as_csv, npz)) if on]
     if pairs:

@@ -139,4 +139,4 @@ def match_views(
         for k in (keypoints1, keypoints2)
     )
     made = _cached_matcher(matcher, first.descriptor)
-    return match_keypoints(made, one, two, first.size, second.size)
+    return match_keypoints(made, one, two, first.size, second.size).indices

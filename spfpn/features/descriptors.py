@@ -95,10 +95,12 @@ def descriptor_version(descriptor: str) -> str | None:
     return content_digest(entry.source) if entry.source else None
 
 # %% ../../nbs/features/descriptors.ipynb #4e328d67
-def own_descriptor(detector: Detector) -> str:
+def own_descriptor(
+    detector: Detector,
+    todo: str = "name some in the protocol, as in H2:sift",  # what to do when there are none
+) -> str:
     "Name the descriptors that a detector gives its keypoints. Raises ValueError if it has none."
     if not hasattr(detector, "detect_and_describe"):
-        todo = "name some in the protocol, as in H2:sift"
         raise ValueError(f"detector {detector.name!r} has no descriptors of its own: {todo}")
     return getattr(detector, "descriptor_name", "") or detector.name
 

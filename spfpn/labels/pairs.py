@@ -36,7 +36,7 @@ def _match_pair(
     matcher: Matcher, first: Keypoints, second: Keypoints, H: Tensor, size: tuple[int, int]
 ) -> tuple[Keypoints, Keypoints, Tensor]:
     "Return the matched keypoints of an image and its warp, and how far each match is from `H`."
-    pairs = match_keypoints(matcher, first, second, size, size)
+    pairs = match_keypoints(matcher, first, second, size, size).indices
     first, second = first.select(pairs[:, 0]), second.select(pairs[:, 1])
     return first, second, (warp_points(first.xy, H) - second.xy).norm(dim=1)
 

@@ -11,22 +11,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..core.files import atomic_write
 from ..core.registry import import_extra
 from ..data.images import folder_images
 from ..data.pose_pairs import PoseScene
+from ..features.keypoints import Keypoints
 from spfpn.matching.image_matcher import (
+    MIN_INLIERS,
     DescribedImage,
+    Estimate,
     ImageMatcher,
+    MatchError,
     PairMatches,
     match_pairs,
 )
 
 # %% auto #0
-__all__ = ['match_folder', 'save_hloc', 'save_colmap', 'reconstruct', 'similarity_transform', 'true_centers', 'center_errors']
+__all__ = ['match_folder', 'save_hloc', 'save_colmap', 'reconstruct', 'similarity_transform', 'true_centers', 'center_errors',
+           'localize']
 
 # %% ../../nbs/matching/colmap.ipynb #809722d0
+def _default_matcher() -> ImageMatcher:
+    return ImageMatcher(max_keypoints=2000)
+
+
 def match_folder(
     folder: str | Path,  # of photographs, with its subfolders
     pairs: Sequence[tuple[str, str]] | None = None,  # of names below the folder; None: all
@@ -34,7 +44,7 @@ def match_folder(
     progress: bool = True,
 ) -> PairMatches:
     "Match the photographs of a folder with each other. Raises `ImageError`."
-    matcher = matcher or ImageMatcher(max_keypoints=2000)
+    matcher = matcher or _default_matcher()
     images = folder_images(Path(folder))
     paths = dict(zip(images.ids, images.paths))
     chosen = list(itertools.combinations(images.ids, 2)) if pairs is None else list(pairs)
@@ -67,14 +77,17 @@ def save_hloc(
             partner = np.full(len(pair.image0.keypoints), -1, np.int32)
             partner[pair.indices[:, 0].numpy()] = pair.indices[:, 1].numpy()
             group.create_dataset("matches0", data=partner)
-            group.create_dataset("matching_scores0", data=(partner >= 0).astype(np.float16))
+            scores = np.zeros(len(partner), np.float16)
+            scores[pair.indices[:, 0].numpy()] = pair.scores.numpy()
+            group.create_dataset("matching_scores0", data=scores)
     return features, pairs
 
 
 def _hloc_features(image: DescribedImage) -> dict[str, np.ndarray]:
     "Return what hloc keeps of a photograph."
     points = image.keypoints
-    assert points.descriptors is not None
+    if points.descriptors is None:
+        raise ValueError("hloc's files hold descriptors: take a matcher that compares them")
     return dict(
         keypoints=points.xy.numpy(),
         descriptors=points.descriptors.T.half().numpy(),
@@ -186,3 +199,81 @@ def center_errors(
     scale, R, t = similarity_transform(centers, true)
     off = np.linalg.norm(scale * centers @ R.T + t - true, axis=1)
     return dict(zip(names, off.tolist()))
+
+# %% ../../nbs/matching/colmap.ipynb #bef877d8
+_SAME_POINT = 1.0  # px between a keypoint and the model's record of it
+
+
+def _scene_points(
+    image: Any,  # a `pycolmap.Image`
+    keypoints: Keypoints,  # N of the same photograph
+) -> np.ndarray:  # [N], the number of each keypoint's point in space, −1 without one
+    "Find the points in space that keypoints show."
+    numbers = np.full(len(keypoints), -1, np.int64)
+    seen = [point for point in image.points2D if point.has_point3D()]
+    if not seen or not len(keypoints):
+        return numbers
+    xy = torch.from_numpy(np.array([point.xy for point in seen]) - 0.5)
+    distances, nearest = torch.cdist(keypoints.xy.double(), xy).min(1)
+    known = (distances <= _SAME_POINT).numpy()
+    numbers[known] = np.array([point.point3D_id for point in seen])[nearest.numpy()[known]]
+    return numbers
+
+
+def _scene_matches(
+    query: DescribedImage, model: Any, images: str | Path, matcher: ImageMatcher
+) -> tuple[np.ndarray, np.ndarray]:  # pixels [K, 2] and points in space [K, 3]
+    "Match a photograph with the points of a model, by way of each of its photographs."
+    ties: set[tuple[int, int]] = set()  # of a keypoint and a point in space
+    for image in model.images.values():
+        found = matcher.match(query, matcher.describe(Path(images) / image.name))
+        numbers = _scene_points(image, found.image1.keypoints)[found.indices[:, 1].numpy()]
+        ties |= {(k, n) for k, n in zip(found.indices[:, 0].tolist(), numbers.tolist()) if n >= 0}
+    ordered = sorted(ties)
+    xy = query.keypoints.xy.double().numpy()[[k for k, _ in ordered]]
+    return xy, np.array([model.points3D[n].xyz for _, n in ordered]).reshape(-1, 3)
+
+
+def _query_camera(
+    pycolmap: Any, model: Any, query: DescribedImage, camera: Sequence[float] | None
+) -> tuple[Any, bool]:  # a `pycolmap.Camera`, and whether its focal length is a guess
+    "Take the camera that was given, else the model's of this size, else a guess from the file."
+    height, width = query.size
+    if camera is not None:
+        fx, fy, cx, cy = camera
+        params = [fx, fy, cx + 0.5, cy + 0.5]
+        return pycolmap.Camera(model="PINHOLE", width=width, height=height, params=params), False
+    for known in model.cameras.values():
+        if (known.height, known.width) == query.size:
+            return known, False
+    if not isinstance(query.source, (str, Path)):
+        raise ValueError("the model has no camera of this size: give `camera`, or a file")
+    return pycolmap.infer_camera_from_image(query.source), True
+
+# %% ../../nbs/matching/colmap.ipynb #16a304ae
+def localize(
+    photograph: Any,  # of any form that `to_image_tensor` takes
+    model: Any,  # a `pycolmap.Reconstruction`
+    images: str | Path,  # the folder of the model's photographs
+    camera: Sequence[float] | None = None,  # fx, fy, cx, cy; None: the model's of this size
+    matcher: ImageMatcher | None = None,  # as the model was built by; None: as in `match_folder`
+    threshold: float = 4.0,  # largest error of an inlier, in pixels
+) -> Estimate:  # of [3, 4]: R and t, from the model's coordinates to the camera's
+    """Find the pose of a new photograph in a model.
+
+    Raises `MatchError` when it does not seem to show the scene, `ImageError`, and ImportError
+    without the extra `colmap`."""
+    pycolmap, matcher = _quiet_pycolmap(), matcher or _default_matcher()
+    query = matcher.describe(photograph)
+    xy, xyz = _scene_matches(query, model, images, matcher)
+    lens, guessed = _query_camera(pycolmap, model, query, camera)
+    options = pycolmap.AbsolutePoseEstimationOptions()
+    options.ransac.max_error = threshold
+    refinement = pycolmap.AbsolutePoseRefinementOptions()
+    refinement.refine_focal_length = guessed
+    pose = pycolmap.estimate_and_refine_absolute_pose(xy + 0.5, xyz, lens, options, refinement)
+    inliers = torch.from_numpy(pose["inlier_mask"]) if pose else torch.zeros(len(xy)).bool()
+    if (count := int(inliers.sum())) < MIN_INLIERS:
+        what = "this photograph does not seem to show the scene"
+        raise MatchError(f"{len(xy)} matches with points of the model, {count} inliers: {what}")
+    return Estimate(torch.from_numpy(pose["cam_from_world"].matrix()), inliers)

@@ -34,8 +34,8 @@ from .matchers import make_matcher, match_keypoints
 from ..show.pictures import draw_matches, to_pil
 
 # %% auto #0
-__all__ = ['MIN_INLIERS', 'PairMatches', 'MatchError', 'Estimate', 'DescribedImage', 'Matches', 'ImageMatcher', 'match',
-           'match_pairs']
+__all__ = ['MIN_INLIERS', 'PairMatches', 'MatchError', 'Estimate', 'DescribedImage', 'Matches', 'best_matcher', 'ImageMatcher',
+           'match', 'match_pairs']
 
 # %% ../../nbs/matching/image_matcher.ipynb #cc6ae960
 MIN_INLIERS = 20
@@ -81,6 +81,7 @@ class _Pairs:
     image0: DescribedImage
     image1: DescribedImage
     indices: Tensor  # [K, 2], a keypoint of each
+    scores: Tensor  # [K], of the matcher, higher is surer
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -187,28 +188,33 @@ class Matches(_Geometry):
         return to_pil(second.lerp(moved, opacity * seen)[0])
 
 # %% ../../nbs/matching/image_matcher.ipynb #immamat1
-def _best_matcher(descriptor: str) -> str:
+def best_matcher(descriptor: str) -> str:
     "Name the best matcher that needs no download for descriptors."
     return "lightglue" if descriptor in MATCHERS.tags("lightglue")["bundled"] else "mnn"
 
 
+_TO_DO = "take one that has, such as spfpn-s or sift, or matcher=nearest for frames of a video"
+
+
 class ImageMatcher:
-    "Match photographs. Raises ValueError for a detector that does not describe."
+    "Match photographs. Raises ValueError for a detector that lacks what the matcher needs."
 
     def __init__(
         self,
-        detector: str | Path = DEFAULT_STUDENT,  # that describes its keypoints
+        detector: str | Path = DEFAULT_STUDENT,
         matcher: str = "",  # a name of `MATCHERS`; empty: the best that needs no download
         max_keypoints: int = 1000,  # of a photograph
         nms_radius: int = 2,  # pixels between keypoints
         resize: int | None = 1024,  # pixels of the long side while detecting; None: as it is
         device: str = "cpu",  # or auto
+        **options: Any,  # of the matcher, such as `ratio`
     ):
         place, selection = pick_device(device), Selection(max_keypoints, nms_radius, subpixel=True)
         self.feature = LocalFeature(make_detector(detector, selection, place))
-        descriptor = own_descriptor(self.feature.detector)
-        name = matcher or _best_matcher(descriptor)
-        self.matcher, self.resize = make_matcher(name, descriptor, place), resize
+        self.describes = not matcher or MATCHERS.tags(matcher).get("descriptors", True)
+        descriptor = own_descriptor(self.feature.detector, _TO_DO) if self.describes else ""
+        name = matcher or best_matcher(descriptor)
+        self.matcher, self.resize = make_matcher(name, descriptor, place, **options), resize
 
     def __repr__(self) -> str:
         return f"ImageMatcher({self.feature.detector!r}, {self.matcher.name})"
@@ -216,7 +222,7 @@ class ImageMatcher:
     def describe(self, image: Any) -> DescribedImage:
         "Describe a photograph, to match it with several others. Raises `ImageError`."
         pixels = to_image_tensor(image)
-        found = self.feature.detect(pixels, resize=self.resize, describe=True)
+        found = self.feature.detect(pixels, resize=self.resize, describe=self.describes)
         assert isinstance(found, Keypoints)
         return DescribedImage(image, found, image_size(pixels))
 
@@ -230,8 +236,8 @@ class ImageMatcher:
             image if isinstance(image, DescribedImage) else self.describe(image)
             for image in (image0, image1)
         )
-        pairs = match_keypoints(self.matcher, one.keypoints, two.keypoints, one.size, two.size)
-        return Matches(one, two, pairs)
+        found = match_keypoints(self.matcher, one.keypoints, two.keypoints, one.size, two.size)
+        return Matches(one, two, *found)
 
 # %% ../../nbs/matching/image_matcher.ipynb #immamat2
 @lru_cache(maxsize=1)

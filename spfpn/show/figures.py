@@ -35,8 +35,8 @@ from spfpn.show.pictures import (
 
 # %% auto #0
 __all__ = ['FIGURE_WIDTH', 'picture_panels', 'point_values', 'keypoint_figure', 'heatmap_figure', 'mask_figure', 'invalid_layer',
-           'warp_figure', 'match_figure', 'repeatability_traces', 'repeatability_figure', 'training_curves',
-           'detector_curves_figure', 'html_table']
+           'warp_figure', 'match_traces', 'match_figure', 'repeatability_traces', 'repeatability_figure',
+           'training_curves', 'detector_curves_figure', 'html_table']
 
 # %% ../../nbs/show/figures.ipynb #3883750e
 FIGURE_WIDTH = 1120  # pixels, at most
@@ -116,10 +116,11 @@ def picture_panels(
     titles: Sequence[str] | None = None,  # one for each panel
     linked: bool = True,  # pictures zoom together
     empty: int = 0,  # panels after those of the pictures
+    columns: int = 2,  # panels side by side
 ) -> go.Figure:
     "Put pictures side by side; x points right and y points down, in pixels."
     first = pictures[0]
-    fig = _empty_panels(len(pictures) + empty, (first.height, first.width), titles)
+    fig = _empty_panels(len(pictures) + empty, (first.height, first.width), titles, columns)
     for k, shown in enumerate(pictures, 1):
         _add_picture(fig, shown, k)
         _fit_axes(fig, shown, k)
@@ -252,10 +253,6 @@ def warp_figure(
     return fig.add_trace(_keypoint_trace(xy_warped).update(_axes(2)))
 
 # %% ../../nbs/show/figures.ipynb #7273a9dd
-_END = "x %{customdata[0]:.2f}<br>y %{customdata[1]:.2f}<br>"
-_SCORED = "score %{customdata[2]:.3g}<br>rank %{customdata[3]:.0f}<br>"
-
-
 def _match_ends(
     points: Any,  # Keypoints or [N, 2]
     index: Tensor,  # [M], of the points that are matched
@@ -266,11 +263,27 @@ def _match_ends(
     return torch.column_stack((xy, scores, torch.arange(1, len(xy) + 1)))[index]
 
 
-def _match_trace(ends: np.ndarray, values: Tensor, name: str, color: str) -> go.Scatter:
-    "Draw lines between ends [M, 2, 2] as one trace, with a gap after each line."
+def _match_texts(ends: Tensor) -> dict[str, Tensor]:  # [M, 2, 4]; values [M, 2]
+    "Write what the mouse tells at both ends of each match: the point, and its partner."
+    x, y, score, rank = ends.unbind(-1)
+    texts = {"x %{{customdata[{}]:.2f}}": x, "y %{{customdata[{}]:.2f}}": y}
+    if not score.isnan().any():
+        texts |= {"score %{{customdata[{}]:.3g}}": score, "rank %{{customdata[{}]:.0f}}": rank}
+    partner = {"partner x %{{customdata[{}]:.2f}}": x, "partner y %{{customdata[{}]:.2f}}": y}
+    return texts | {text: values.flip(1) for text, values in partner.items()}
+
+
+def _match_trace(
+    ends: np.ndarray,  # [M, 2, 2]
+    texts: dict[str, Tensor],  # values [M, 2] of each line under the mouse
+    name: str,
+    color: str,
+) -> go.Scatter:
+    "Draw lines as one trace, with a gap after each line."
     gaps = np.full((len(ends), 1, 2), np.nan)
     xy = np.concatenate([ends, gaps], 1).reshape(-1, 2)
-    ranked = "" if values[..., 2].isnan().any() else _SCORED
+    values = torch.stack([*texts.values()], -1)
+    told = "<br>".join(text.format(k) for k, text in enumerate(texts))
     return go.Scatter(
         x=xy[:, 0],
         y=xy[:, 1],
@@ -278,11 +291,41 @@ def _match_trace(ends: np.ndarray, values: Tensor, name: str, color: str) -> go.
         name=name,
         line=dict(color=color, width=1),
         marker_size=4,
-        customdata=values.reshape(-1, 5).numpy(),
-        hovertemplate=f"{_END}{ranked}error %{{customdata[4]:.2f}} px<extra></extra>",
+        customdata=torch.cat((values, values[:, 1:]), 1).reshape(-1, len(texts)).numpy(),
+        hovertemplate=f"{told}<extra></extra>",
     )
 
 # %% ../../nbs/show/figures.ipynb #0aff2c6b
+def match_traces(
+    points1: Any,  # Keypoints or [N, 2]
+    points2: Any,  # Keypoints or [K, 2]
+    matches: Any,  # index pairs [M, 2]
+    errors: Any = None,  # [M] in pixels
+    correct: float = 3.0,  # largest error of a correct match, in pixels
+    scores: Any = None,  # [M] of the matches
+    offset: float = 0.0,  # where the second image begins, in pixels
+) -> list[go.Scatter]:  # the correct matches, and the others
+    "Draw lines between matches; an end tells its partner under the mouse."
+    ends = np.stack(match_endpoints(points1, points2, matches, offset=offset), 1)
+    index = torch.as_tensor(matches).long().reshape(-1, 2).cpu()
+    known = {"match score %{{customdata[{}]:.2f}}": scores}
+    known |= {"error %{{customdata[{}]:.2f}} px": errors}
+    texts = _match_texts(
+        torch.stack([_match_ends(*p) for p in zip((points1, points2), index.T)], 1)
+    )
+    for text, values in known.items():
+        if values is not None and torch.as_tensor(values).isfinite().all():
+            texts[text] = torch.as_tensor(values).detach().cpu().double()[:, None].expand(-1, 2)
+    good = torch.ones(len(index), dtype=torch.bool)
+    if errors is not None:
+        good = torch.as_tensor(errors).cpu() <= correct
+    kinds = (good, f"within {correct:g} px", SKY), (~good, "farther", VERMILLION)
+    return [
+        _match_trace(ends[chosen.numpy()], {t: v[chosen] for t, v in texts.items()}, name, color)
+        for chosen, name, color in kinds
+    ]
+
+
 def match_figure(
     image1: Any,  # [C, H, W]
     image2: Any,  # [C, H, W]
@@ -295,14 +338,8 @@ def match_figure(
     "Draw two images side by side with a line for each match."
     sheet = picture_grid([to_pil(image1), to_pil(image2)])
     offset = sheet.width - torch.as_tensor(image2).shape[-1]
-    lines = np.stack(match_endpoints(xy1, xy2, matches, offset=offset), 1)
-    index = torch.as_tensor(matches).long().reshape(-1, 2).cpu()
-    off = torch.zeros(len(index)) if errors is None else torch.as_tensor(errors).cpu()
-    ends = [torch.column_stack((_match_ends(p, i), off)) for p, i in zip((xy1, xy2), index.T)]
-    values, good, fig = torch.stack((*ends, ends[1]), 1), off <= correct, picture_panels([sheet])
-    kinds = (good, f"within {correct:g} px", SKY), (~good, "farther", VERMILLION)
-    for chosen, name, color in kinds:
-        fig.add_trace(_match_trace(lines[chosen.numpy()], values[chosen], name, color))
+    fig = picture_panels([sheet])
+    fig.add_traces(match_traces(xy1, xy2, matches, errors, correct, offset=offset))
     return _show_legend(fig)
 
 # %% ../../nbs/show/figures.ipynb #6054c147

@@ -27,7 +27,7 @@ from spfpn.geometry.homography import (
     warp_points,
 )
 from ..labels.masks import blob_mask
-from ..matching.matchers import cached_lightglue
+from ..matching.matchers import cached_lightglue, match_keypoints
 from spfpn.show.figures import (
     FIGURE_WIDTH,
     invalid_layer,
@@ -159,7 +159,7 @@ def _match_views(
         )
     one, two = (detector.detect_and_describe(image[None])[0] for image in views)
     size = views[0].shape[-2], views[0].shape[-1]
-    pairs = cached_lightglue(detector.name).match(one, two, size, size)
+    pairs = match_keypoints(cached_lightglue(detector.name), one, two, size, size).indices
     reprojected = warp_points(one.xy[pairs[:, 0]], H)
     return (one, two), pairs, (reprojected - two.xy[pairs[:, 1]]).norm(dim=1)
 

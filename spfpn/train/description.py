@@ -193,7 +193,8 @@ class _ValidationPass:
         "Match the student's own points: points of both views, index pairs, errors in pixels."
         region = keypoint_region(self.views)
         xy = [k.xy for k in extract_keypoints(self.heatmaps, _VAL_SELECTION, region)]
-        pairs = match_mnn(*(self.describe(i, one) for i, one in enumerate(xy)))
+        ends = [self.describe(i, one) for i, one in enumerate(xy)]
+        pairs = match_mnn(ends[0], ends[1]).indices
         errors = (warp_points(xy[0][pairs[:, 0]], self.H) - xy[1][pairs[:, 1]]).norm(dim=-1)
         return xy, pairs, errors
 
