@@ -20,25 +20,44 @@ SMALL = {
 }
 
 
-def execute(name, folder, **parameters):
-    "The measured rows that a tutorial leaves; an error in any cell fails."
-    papermill.execute_notebook(
+def run_notebook(name, folder, **parameters):
+    "The tutorial with its outputs; an error in any cell fails."
+    return papermill.execute_notebook(
         str(TUTORIALS / f"{name}.ipynb"),
         str(folder / f"{name}.ipynb"),
-        {"out": str(folder), "device": "cpu", **parameters},
+        parameters,
         kernel_name="python3",
         language="python",
         progress_bar=False,
     )
+
+
+def execute(name, folder, **parameters):
+    "The measured rows that a tutorial leaves."
+    run_notebook(name, folder, out=str(folder), device="cpu", **parameters)
     return pd.read_parquet(next(folder.rglob("metrics.parquet")))
 
 
 def test_every_tutorial_is_tested():
     assert sorted(p.stem for p in TUTORIALS.glob("*.ipynb")) == [
+        "align_two_photographs",
         "your_detector",
         "your_loss",
         "your_photographs",
     ]
+
+
+def test_align_two_photographs(tmp_path):
+    photo = Image.open(sample_images(("coffee.png",)).paths[0]).convert("RGB").resize((400, 300))
+    photo.save(tmp_path / "a.jpg")
+    photo.rotate(12).crop((40, 30, 360, 270)).save(tmp_path / "b.jpg")
+    files = dict(first=str(tmp_path / "a.jpg"), second=str(tmp_path / "b.jpg"))
+    done = run_notebook("align_two_photographs", tmp_path, **files)
+    outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
+    said = "".join(output.get("text", "") for output in outputs)
+    assert said.count("3×3 model") >= 2 and "pixels off" not in said  # no truth is known
+    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
+    assert pictures == 5
 
 
 def test_your_photographs(tmp_path):
