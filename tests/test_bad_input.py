@@ -232,7 +232,7 @@ def test_a_decompression_bomb_has_a_message_of_its_own(tmp_path, monkeypatch):
     }.items():
         (tmp_path / name).write_bytes(data)
         reason = "more than 100,000,000 pixels, and not unpacked for that"
-        advice = "make it smaller, or raise spfpn.data.images.MAX_PIXELS"
+        advice = "make it smaller, or raise spfpn.data.decode.MAX_PIXELS"
         with pytest.raises(ImageError, match=f"{name}: {reason}; {advice}"):
             read_image(tmp_path / name)
     Image.new("1", (11_000, 10_000)).save(tmp_path / "real.png")
@@ -240,10 +240,10 @@ def test_a_decompression_bomb_has_a_message_of_its_own(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match="more than 100,000,000 pixels"):
         read_image(tmp_path / "real.png")
     Image.new("L", (10, 11)).save(tmp_path / "small.png")
-    monkeypatch.setattr("spfpn.data.images.MAX_PIXELS", 100)
+    monkeypatch.setattr("spfpn.data.decode.MAX_PIXELS", 100)
     with pytest.raises(ImageError, match="more than 100 pixels"):
         read_image(tmp_path / "small.png")
-    monkeypatch.setattr("spfpn.data.images.MAX_PIXELS", 110)
+    monkeypatch.setattr("spfpn.data.decode.MAX_PIXELS", 110)
     assert read_image(tmp_path / "small.png").shape == (1, 11, 10)
 
 

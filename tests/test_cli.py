@@ -287,7 +287,7 @@ def test_detect_names_the_broken_file_and_reads_the_others(photo, tmp_path):
 
 
 def test_detect_without_a_student_says_how_to_get_one(photo, tmp_path, monkeypatch):
-    monkeypatch.setattr("spfpn.core.runs.outputs_dir", lambda: tmp_path)
+    monkeypatch.setattr("spfpn.runtime.light.WEIGHTS_DIR", tmp_path)
     monkeypatch.setattr("spfpn.models.spfpn.PRETRAINED_DIR", tmp_path)
     result = call("detect", photo)
     assert result.exit_code == 2 and "spfpn run" in result.output

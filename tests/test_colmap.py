@@ -21,7 +21,8 @@ from spfpn.matching.colmap import (
     save_hloc,
     similarity_transform,
 )
-from spfpn.matching.image_matcher import DescribedImage, ImageMatcher, MatchError, Matches
+from spfpn.matching.image_matcher import DescribedImage, ImageMatcher, Matches
+from spfpn.runtime.matching import MatchError
 from spfpn.show.pictures import to_pil
 
 SIZE = (240, 320)

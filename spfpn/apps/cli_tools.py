@@ -143,9 +143,9 @@ def _benchmark_detect_command(
     "Time the way from an image file to keypoints, in milliseconds."
     from spfpn.apps import benchmark
     from spfpn.core.runs import default_times
-    from spfpn.features.factory import default_detector
+    from spfpn.runtime.light import DEFAULT_STUDENT
 
-    specs = detector or benchmark.default_specs(default_detector())
+    specs = detector or benchmark.default_specs(DEFAULT_STUDENT)
     options = (_parse_size(size), rounds, max_keypoints)
     measured = benchmark.run_benchmark(specs, *options, lambda line: echo(line, err=True))
     file = times or default_times()

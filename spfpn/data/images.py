@@ -5,175 +5,56 @@
 # %% ../../nbs/data/images.ipynb #590c38bf
 from __future__ import annotations
 
-import io
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import skimage
 import torch
-from PIL import Image
 from torch import Tensor
 
-from spfpn.core.files import (
-    data_dir,
-    find_files,
-    first_line,
-    portable_name,
-    printable_path,
-    project_root,
+from ..core.files import data_dir, portable_name, printable_path, project_root
+from spfpn.data.decode import (
+    LUMA,
+    MAX_PIXELS,
+    ImageError,
+    check_pixels,
+    decode_image,
+    memory_errors,
+    require_images,
+    to_image_array,
+    white_level,
 )
-from ..core.memory import is_out_of_memory, require_memory
-from .metadata import no_warnings, turn_upright, without_metadata
 from ..geometry.homography import image_size, resize_image, scaled_size
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'TRAIN_SAMPLES', 'TEST_SAMPLES', 'ImageError', 'to_gray', 'memory_errors',
-           'read_image', 'has_exif_rotation', 'check_image', 'to_image_tensor', 'gray_arrays', 'ImageSet',
-           'image_files', 'folder_images', 'sample_images', 'dataset_folder', 'open_images', 'validation_ids']
-
-# %% ../../nbs/data/images.ipynb #da64ce31
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".webp", ".bmp")
-# by content, whatever the suffix; not EPS, for which Pillow starts Ghostscript
-_PIL_FORMATS = ("JPEG", "PNG", "PPM", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 100_000_000  # of one image
-
-
-class ImageError(ValueError):
-    "An image, a source of images or a homography cannot be used; the message names the file."
-
-# %% ../../nbs/data/images.ipynb #823ebb9f
-def _pil_to_array(image: Image.Image) -> np.ndarray:
-    "Return upright pixels [H, W] or [H, W, 3] in [0, 1]. Raises ValueError for an unknown range."
-    image.load()
-    if (turn := turn_upright(image)) is not None:
-        image = image.transpose(turn)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode.startswith("I"):
-        pixels = np.asarray(image)
-        if pixels.min() < 0 or pixels.max() > 65535:
-            raise ValueError("32-bit pixels have no known range")
-        return pixels.astype(np.float32) / 65535
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("L" if image.mode in ("1", "LA") else "RGB")
-    # cast and divided in one pass
-    return np.divide(np.asarray(image), np.float32(255), dtype=np.float32)
+__all__ = ['TRAIN_SAMPLES', 'TEST_SAMPLES', 'to_gray', 'read_image', 'check_image', 'to_image_tensor', 'gray_arrays', 'ImageSet',
+           'folder_images', 'sample_images', 'dataset_folder', 'open_images', 'validation_ids']
 
 # %% ../../nbs/data/images.ipynb #96d629c4
 def to_gray(images: Tensor) -> Tensor:
     "Return the luma (ITU-R BT.601) of images [..., 3, H, W] as [..., 1, H, W]; gray ones as is."
     if images.shape[-3] == 1:
         return images
-    weights = images.new_tensor([0.299, 0.587, 0.114]).reshape(3, 1, 1)
+    weights = images.new_tensor(LUMA).reshape(3, 1, 1)
     return (images * weights).sum(-3, keepdim=True)
 
 
-_BYTES_PER_BAND = 13  # of memory per pixel; `tools/memory.py` measures 7 (gray), 9 (color PNG)
-
-
-def _to_pixels(image: Image.Image, gray: bool) -> Tensor:
-    "Unpack an opened image: [C, H, W] in [0, 1]. Raises what Pillow raises."
-    if gray:
-        image.draft("L", None)  # the color planes of a JPEG need not be unpacked
-    bands = 1 if image.mode in ("1", "L", "LA") or image.mode.startswith("I") else 3
-    require_memory(_BYTES_PER_BAND * bands * math.prod(image.size))
-    pixels = torch.from_numpy(_pil_to_array(image))
-    pixels = pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1).contiguous()
-    return to_gray(pixels) if gray else pixels
-
-# %% ../../nbs/data/images.ipynb #d29ccca1
-@contextmanager
-def memory_errors(
-    name: str,  # of the image
-    size: tuple[int, ...] = (),  # its height and width, in pixels, where they are known
-    advice: str = "make the image itself smaller",
-) -> Iterator[None]:
-    "Raise `ImageError` when memory runs out, or is about to, in any library."
-    try:
-        yield
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        what = f"{size[1]}×{size[0]} pixels need" if size else "it needs"
-        why = f"{what} more memory than there is ({first_line(error)})"
-        raise ImageError(f"{name}: {why}; {advice}") from None
-
-# %% ../../nbs/data/images.ipynb #73c48efd
-_Made = TypeVar("_Made")
-
-
-def _use_image(file: str | Path | io.BytesIO, name: str, work: Callable[..., _Made]) -> _Made:
-    "Open an image and return what `work` makes of it. Raises what Pillow raises."
-    with no_warnings():
-        image = Image.open(file, formats=_PIL_FORMATS)
-    with image, memory_errors(name, image.size[::-1]):
-        if math.prod(image.size) > MAX_PIXELS:
-            raise Image.DecompressionBombError
-        if image.format == "TIFF":
-            image.load_end = lambda: None  # type: ignore[method-assign] # it rewrites metadata
-            image.filename = ""  # else Pillow maps the file, and mixes up rows of a turned one
-        return work(image)
-
-
-def _use_file(path: str | Path, work: Callable[[Image.Image], _Made]) -> _Made:
-    "Do as `_use_image`, without the metadata of the file if they stop the decoder."
-    name = printable_path(path)
-    try:
-        return _use_image(path, name, work)
-    except (FileNotFoundError, Image.DecompressionBombError, ImageError):
-        raise
-    except Exception:
-        if bare := without_metadata(Path(path).read_bytes()):
-            with suppress(Exception):
-                return _use_image(io.BytesIO(bare), name, work)
-        raise
-
-# %% ../../nbs/data/images.ipynb #3257afc7
 def read_image(
     path: str | Path,
     gray: bool = False,  # read the luma alone
 ) -> Tensor:  # [C, H, W] in [0, 1]; C is 1 or 3
-    """Read an image file, turned upright by its EXIF tag; of several frames the first.
-
-    Pixels have 8 or 16 bits, and 16-bit colors are read with 8. Transparency is dropped. Raises
-    `ImageError` for a file that is missing, cut off or no image, or too large.
-    """
-    name = printable_path(path)
-    try:
-        return _use_file(path, partial(_to_pixels, gray=gray))
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{name}: no such file") from None
-    except Image.DecompressionBombError:
-        raise ImageError(
-            f"{name}: more than {MAX_PIXELS:,} pixels, and not unpacked for that; "
-            "make it smaller, or raise spfpn.data.images.MAX_PIXELS"
-        ) from None
-    except Exception as error:  # whatever a decoder raises
-        reason = printable_path(first_line(error))
-        raise ImageError(f"{name}: not a readable image ({reason})") from None
-
-
-def has_exif_rotation(path: str | Path) -> bool:
-    "Say whether an image file asks to be turned or flipped. Raises what Pillow raises."
-
-    def is_turned(image: Image.Image) -> bool:
-        image.load()
-        return turn_upright(image) is not None
-
-    return _use_file(path, is_turned)
+    "Read an image file as `decode_image` does. Raises `ImageError`."
+    return torch.from_numpy(decode_image(path, gray))
 
 # %% ../../nbs/data/images.ipynb #b850c0c4
-_WHITE_LEVEL = {torch.uint8: 255, torch.uint16: 65535}
+def _kind(image: Tensor) -> str:
+    return str(image.dtype).removeprefix("torch.")
 
 
 def check_image(
@@ -181,44 +62,11 @@ def check_image(
     shape: Iterable[int] | None = None,  # the shape to name in messages; None: the image's
 ) -> None:
     "Raise `ImageError` unless an image is [1 or 3, H, W] of uint8, uint16 or floats in [0, 1]."
-    if image.dim() != 3 or len(image) not in (1, 3) or not image.numel():
-        raise ImageError(
-            "an image has the shape [H, W] or [H, W, 3] as an array, [H, W] or [C, H, W] with "
-            "C 1 or 3 as a tensor, and at least one pixel; "
-            f"this has {list(image.shape if shape is None else shape)}"
-        )
-    kind = image.dtype
-    if kind not in _WHITE_LEVEL and not kind.is_floating_point:
-        raise ImageError(f"pixels are uint8, uint16, or floating in [0, 1]; these are {kind}")
-    if kind.is_floating_point:
-        low, high = image.float().min().item(), image.float().max().item()
-        if not 0 <= low <= high <= 1:
-            raise ImageError(
-                f"floating pixels must lie in [0, 1]; these lie in [{low:.3g}, {high:.3g}]: "
-                "divide by the value of white, or clip"
-            )
 
-# %% ../../nbs/data/images.ipynb #3b39c204
-def _to_tensor(image: Any, gray: bool) -> Tensor:
-    "Return the pixels of an image of any kind, channels first. Raises `ImageError`."
-    if isinstance(image, (str, Path)):
-        return read_image(image, gray)
-    if isinstance(image, Tensor):
-        return image
-    kind = type(image).__name__
-    if not isinstance(image, (Image.Image, np.ndarray)):
-        raise ImageError(
-            f"an image is a path, a PIL image, a numpy array or a tensor, not a {kind}"
-        )
-    try:
-        array = _pil_to_array(image) if isinstance(image, Image.Image) else image
-        # a copy: tensors take no negative strides (BGR turned round), and warn of read-only memory
-        pixels = torch.from_numpy(np.array(array, order="C"))
-    except Exception as error:  # whatever a decoder raises
-        if is_out_of_memory(error):
-            raise
-        raise ImageError(f"this {kind} is no image ({first_line(error)})") from None
-    return pixels.permute(2, 0, 1) if pixels.dim() == 3 else pixels
+    def ends() -> tuple[float, float]:
+        return image.float().min().item(), image.float().max().item()
+
+    check_pixels(tuple(image.shape), _kind(image), ends, shape)
 
 # %% ../../nbs/data/images.ipynb #2ef446b0
 def to_image_tensor(
@@ -230,11 +78,11 @@ def to_image_tensor(
     OpenCV reads BGR, so reverse its channels: `image[..., ::-1]`. Raises `ImageError` for what
     is no image, or has another shape or range.
     """
-    pixels = _to_tensor(image, gray)
-    shape = getattr(image, "shape", pixels.shape)
-    pixels = pixels[None] if pixels.dim() == 2 else pixels
-    check_image(pixels, shape)
-    pixels = pixels.float() / _WHITE_LEVEL.get(pixels.dtype, 1)
+    if not isinstance(image, Tensor):
+        return torch.from_numpy(to_image_array(image, gray))
+    pixels = image[None] if image.dim() == 2 else image
+    check_image(pixels, image.shape)
+    pixels = pixels.float() / white_level(_kind(pixels))
     return to_gray(pixels) if gray else pixels
 
 
@@ -281,11 +129,6 @@ class ImageSet:
         return True
 
 # %% ../../nbs/data/images.ipynb #c2859612
-def image_files(folder: str | Path) -> list[Path]:
-    "List the image files under a folder, as `find_files` does."
-    return find_files(folder, IMAGE_SUFFIXES)
-
-
 def _image_ids(names: list[PurePath]) -> tuple[str, ...]:
     "Return the id of each image of a set; two spellings of one name stay apart."
     ids = [printable_path(portable_name(name)) for name in names]
@@ -300,16 +143,7 @@ def folder_images(
     name: str = "",  # of the set; empty: the folder's
 ) -> ImageSet:
     "Find the images under a folder, subfolders included. Raises `ImageError` when there is none."
-    folder = Path(folder).expanduser()
-    shown, suffixes = printable_path(folder), ", ".join(IMAGE_SUFFIXES)
-    if not folder.is_dir():
-        raise ImageError(
-            f"{shown}: no such folder. Give a folder with {suffixes} files "
-            "(subfolders are searched), or data.images=samples"
-        )
-    paths = image_files(folder)[: limit or None]
-    if not paths:
-        raise ImageError(f"{shown}: no image in it. Expected {suffixes} files, at any depth")
+    folder, paths = Path(folder).expanduser(), require_images(folder, limit)
     ids = _image_ids([path.relative_to(folder) for path in paths])
     return ImageSet(name or portable_name(Path(folder.resolve().name)), tuple(paths), ids)
 

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from ..core.files import content_digest, data_dir, portable_name, project_root, read_text
+from .decode import IMAGE_SUFFIXES, image_files
 from spfpn.data.images import (
-    IMAGE_SUFFIXES,
     TEST_SAMPLES,
     ImageError,
     ImageSet,
     dataset_folder,
     folder_images,
-    image_files,
     read_image,
     sample_images,
     validation_ids,

@@ -26,8 +26,6 @@ from ..core.files import atomic_write, content_digest
 from ..core.registry import import_extra
 from ..data.images import TEST_SAMPLES, sample_images, to_gray
 from spfpn.features.keypoints import (
-    CONTRAST_LEVEL,
-    CONTRAST_RADIUS,
     HeatmapDetector,
     Keypoints,
     Selection,
@@ -35,6 +33,7 @@ from spfpn.features.keypoints import (
     keypoint_region,
 )
 from ..models.spfpn import load_checkpoint, resolve_checkpoint
+from ..runtime.keypoints import CONTRAST_LEVEL, CONTRAST_RADIUS
 
 # %% auto #0
 __all__ = ['RUNTIMES', 'suppress_non_maxima', 'Runtime', 'ExportError', 'check_export', 'export_student', 'make_runner',

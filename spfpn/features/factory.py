@@ -29,7 +29,7 @@ from spfpn.core.registry import (
     describe_value,
     parse_detector_spec,
 )
-from ..core.runs import checkpoint_name, newest_checkpoint
+from ..core.runs import checkpoint_name
 from ..data.images import ImageError, memory_errors, read_image, to_image_tensor
 from .classical import PointDetector, ResponseDetector
 from spfpn.features.keypoints import (
@@ -48,9 +48,10 @@ from spfpn.models.spfpn import (
     load_checkpoint,
     resolve_checkpoint,
 )
+from ..runtime.light import DEFAULT_STUDENT, USE_RESIZE
 
 # %% auto #0
-__all__ = ['DEFAULT_STUDENT', 'MultiScaleDetector', 'make_detector', 'default_detector', 'LocalFeature', 'load']
+__all__ = ['MultiScaleDetector', 'make_detector', 'LocalFeature', 'load']
 
 # %% ../../nbs/features/factory.ipynb #af797e94
 def _student(
@@ -189,17 +190,6 @@ def make_detector(
     return _from_maker(spec, entry, options)
 
 # %% ../../nbs/features/factory.ipynb #3189de0a
-DEFAULT_STUDENT = "spfpn-s"
-
-
-def default_detector() -> str:
-    "Name the package's student, else the newest checkpoint. Raises `RunError` without either."
-    return DEFAULT_STUDENT if DEFAULT_STUDENT in list_pretrained() else str(newest_checkpoint())
-
-
-_USE_RESIZE = "use --resize N, in Python resize=N, to detect in a smaller copy"
-
-
 def _shrink(image: Tensor, long_side: int | None) -> tuple[Tensor, Tensor]:
     "Fit an image into a long side; return the copy and the homography [3, 3] to it."
     if long_side is None or max(image_size(image)) <= long_side:
@@ -253,7 +243,7 @@ class LocalFeature:
         if not gray:
             return []
         inside = None if mask is None else _to_mask(mask, image_size(gray[0]))
-        with memory_errors(name, image_size(gray[0]), _USE_RESIZE):
+        with memory_errors(name, image_size(gray[0]), USE_RESIZE):
             found = self._detect_resized(gray, inside, resize, describe)
         return found if several else found[0]
 

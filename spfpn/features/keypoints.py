@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import cv2
@@ -20,54 +20,12 @@ from ..core.distributed import detector_tensors
 from ..core.registry import describe_value
 from ..data.images import gray_arrays
 from ..geometry.homography import in_image
+from ..runtime.keypoints import Keypoints, Selection, has_contrast, refine
+from ..runtime.keypoints import local_maxima as maxima_of_array
 
 # %% auto #0
-__all__ = ['CONTRAST_RADIUS', 'CONTRAST_LEVEL', 'Keypoints', 'local_maxima', 'Selection', 'keypoint_region', 'in_region',
-           'choose_in_region', 'suppress_boxes', 'extract_keypoints', 'select_keypoints', 'cells_to_heatmap',
-           'Detector', 'detector_repr', 'HeatmapDetector', 'returned_array']
-
-# %% ../../nbs/features/keypoints.ipynb #c05-5094765a
-@dataclass(frozen=True, repr=False)
-class Keypoints:
-    "Keypoints of one image, best first."
-
-    xy: Tensor  # [N, 2] pixels (x, y)
-    scores: Tensor  # [N]
-    descriptors: Tensor | None = None  # [N, D]
-
-    def __post_init__(self) -> None:
-        shape, scores = tuple(self.xy.shape), tuple(self.scores.shape)
-        if shape != (*scores, 2) or len(shape) != 2:
-            raise ValueError(f"keypoints need xy [N, 2] and scores [N], got {shape} and {scores}")
-        if self.descriptors is not None and len(self.descriptors) != len(self.xy):
-            raise ValueError(f"{len(self.descriptors)} descriptors for {len(self.xy)} keypoints")
-
-    def __len__(self) -> int:
-        return len(self.xy)
-
-    def __repr__(self) -> str:
-        scores = ", scores {1:.3g} to {0:.3g}".format(*self.scores.aminmax()) if len(self) else ""
-        width = "no" if self.descriptors is None else f"{self.descriptors.shape[1]}-D"
-        return f"Keypoints({len(self)} points{scores}, {width} descriptors)"
-
-    def select(self, index: Tensor) -> Keypoints:
-        "Return those at an index tensor or under a boolean mask, in that order."
-        descriptors = None if self.descriptors is None else self.descriptors[index]
-        return Keypoints(self.xy[index], self.scores[index], descriptors)
-
-    def top(self, n: int) -> Keypoints:
-        "Return the best `n` by score, best first; equal scores keep their order."
-        return self.select(torch.argsort(self.scores, descending=True, stable=True)[:n])
-
-    def to_cv2(self, size: float = 10.0) -> list[cv2.KeyPoint]:
-        "Return OpenCV's keypoints: upright, `size` px across, `response` is the score."
-        points = zip(self.xy.tolist(), self.scores.tolist())
-        return [cv2.KeyPoint(x, y, size, 0, score) for (x, y), score in points]
-
-    def to_lafs(self, scale: float = 16.0) -> Tensor:
-        "Return kornia's local affine frames [1, N, 2, 3]: upright, `scale` px to each side."
-        upright = (scale * torch.eye(2)).to(self.xy).expand(len(self), 2, 2)
-        return torch.cat((upright, self.xy[..., None]), -1)[None]
+__all__ = ['local_maxima', 'keypoint_region', 'in_region', 'choose_in_region', 'suppress_boxes', 'extract_keypoints',
+           'select_keypoints', 'cells_to_heatmap', 'Detector', 'detector_repr', 'HeatmapDetector', 'returned_array']
 
 # %% ../../nbs/features/keypoints.ipynb #c08-9dbd7bcd
 def local_maxima(
@@ -75,43 +33,10 @@ def local_maxima(
     radius: int,  # of the window, in pixels
 ) -> tuple[Tensor, Tensor]:
     "Return the pixels (y, x) that are the maximum of their window, in reading order."
-    values, window = scores.numpy(force=True), np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-    place = np.flatnonzero((values == cv2.dilate(values, window)) & (values > 0))
-    # earlier pixels rank higher; float32 counts exactly up to 2²⁴
-    rank = np.zeros(values.size, np.float32 if len(place) < 2**24 else np.float64)
-    rank[place] = order = np.arange(len(place), 0, -1)
-    first = place[cv2.dilate(rank.reshape(values.shape), window).ravel()[place] == order]
-    y, x = np.divmod(first, values.shape[1])
+    y, x = maxima_of_array(scores.numpy(force=True), radius)
     return torch.from_numpy(y), torch.from_numpy(x)
 
-# %% ../../nbs/features/keypoints.ipynb #c11-1350da15
-@dataclass(frozen=True)
-class Selection:
-    "Which local maxima become keypoints. Raises ValueError for a negative number."
-
-    max_keypoints: int = 1000  # the best ones are kept
-    nms_radius: int = 4  # of the window of non-maximum suppression, in pixels
-    threshold: float = 0.0  # scores must be above it
-    border: int = 4  # least distance from the image's edge, in pixels
-    subpixel: bool = False  # move each point to the top of its peak, between pixels
-    nms_box: int = 0  # side of boxes that suppress each other, in pixels; 0: no boxes
-
-    def __post_init__(self) -> None:
-        for name in ("max_keypoints", "nms_radius", "border", "threshold", "nms_box"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must not be negative")
-
 # %% ../../nbs/features/keypoints.ipynb #44243cd2
-CONTRAST_RADIUS = 16  # pixels to each side of a window
-CONTRAST_LEVEL = 0.5 / 255  # least range of the gray values in it
-
-
-def _has_contrast(gray: np.ndarray) -> np.ndarray:
-    "Tell the pixels of an image [H, W] in whose window the gray values differ."
-    window = np.ones((2 * CONTRAST_RADIUS + 1, 2 * CONTRAST_RADIUS + 1), np.uint8)
-    return cv2.dilate(gray, window) - cv2.erode(gray, window) >= CONTRAST_LEVEL
-
-
 def _eroded(mask: Tensor, images: Tensor, border: int) -> Tensor:
     "Take the pixels nearer than `border` to the edge from a mask. Raises ValueError for a shape."
     size = images.shape[-2:]
@@ -130,7 +55,7 @@ def keypoint_region(
     border: int = 0,  # least distance from the mask's edge, in pixels
 ) -> Tensor | None:  # bool [B, 1, H, W]; None: everywhere
     "Tell where keypoints may be: where there is contrast, inside a mask. Raises ValueError."
-    contrast = [_has_contrast(gray) for gray in gray_arrays(images)]
+    contrast = [has_contrast(gray) for gray in gray_arrays(images)]
     region = torch.from_numpy(np.stack(contrast))[:, None]
     if mask is not None:
         region = region & _eroded(mask, images, border)
@@ -193,22 +118,6 @@ def suppress_boxes(
         rank[cv2.dilate(best.astype(np.uint8), near) > 0] = 0
     return ranked.select(torch.from_numpy(kept[y, x]))
 
-# %% ../../nbs/features/keypoints.ipynb #c13-bde01f4c
-def _refine(scores: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    "Return offsets [N, 2] (x, y) of the tops of parabolas through log-scores [H, W] at (y, x)."
-    h, w = scores.shape
-
-    def log(y: Tensor, x: Tensor) -> Tensor:
-        return scores[y.clamp(0, h - 1), x.clamp(0, w - 1)].clamp_min(1e-8).log()
-
-    def top(before: Tensor, after: Tensor) -> Tensor:
-        curve = before - 2 * at + after
-        return torch.where(curve < 0, (before - after) / (2 * curve), 0).clamp(-0.5, 0.5)
-
-    at = log(y, x)
-    across, down = top(log(y, x - 1), log(y, x + 1)), top(log(y - 1, x), log(y + 1, x))
-    return torch.stack((across, down), -1)
-
 # %% ../../nbs/features/keypoints.ipynb #c13-bde01f4ca
 def _extract(scores: Tensor, selection: Selection, region: Tensor | None) -> Keypoints:
     "Return the keypoints of one score map [H, W], best first."
@@ -222,7 +131,8 @@ def _extract(scores: Tensor, selection: Selection, region: Tensor | None) -> Key
     if not selection.subpixel:
         return best
     x, y = best.xy.long().unbind(-1)
-    return replace(best, xy=best.xy + _refine(scores, y, x))
+    offsets = refine(scores.numpy(), y.numpy(), x.numpy())
+    return replace(best, xy=best.xy + torch.from_numpy(offsets))
 
 
 def extract_keypoints(

@@ -5,14 +5,15 @@
 # %% ../../nbs/geometry/estimation.ipynb #3722c986
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..core.registry import ESTIMATORS, call_user_code, describe_value, import_extra
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # %% auto #0
 __all__ = ['estimate_homography', 'epipolar_distances', 'estimate_fundamental', 'reorder_matches']
@@ -60,7 +61,7 @@ _WANTED = "a homography [3, 3] or None, and the number of its inliers"
 def _to_numbers(about: str, given: Any) -> np.ndarray:
     "Return what an estimator gave as an array. Raises ValueError if it is not made of numbers."
     try:
-        plain = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+        plain = given.detach().cpu().numpy() if hasattr(given, "detach") else given
         found = np.asarray(plain)
         if found.dtype.kind in "biuf":
             return found
@@ -76,6 +77,8 @@ def _to_homography(about: str, given: Any) -> Tensor | None:
     H = _to_numbers(about, given).astype(np.float64)
     if H.shape != (3, 3):
         raise ValueError(f"{about} returned an array of shape {H.shape}; expected {_WANTED}")
+    import torch
+
     return torch.from_numpy(H) if np.isfinite(H).all() else None
 
 
@@ -116,6 +119,8 @@ def epipolar_distances(
     F: Tensor,  # [3, 3] float64
 ) -> Tensor:  # [M] float64, pixels
     "Measure the mean distance of matches from each other's epipolar lines."
+    import torch
+
     one, two = (torch.cat((xy.double(), xy.new_ones(len(xy), 1)), 1) for xy in (xy1, xy2))
     lines2, lines1 = one @ F.T, two @ F
     off = (two * lines2).sum(1).abs()
@@ -130,6 +135,8 @@ def estimate_fundamental(
     "Estimate a fundamental matrix with OpenCV's MAGSAC++; None when none is found."
     if len(xy1) < 8:
         return None
+    import torch
+
     one, two = xy1.double().numpy(), xy2.double().numpy()
     F, _ = cv2.findFundamentalMat(one, two, cv2.USAC_MAGSAC, threshold, 0.9999, 10_000)
     return None if F is None or F.shape != (3, 3) else torch.from_numpy(F)
@@ -141,6 +148,8 @@ def reorder_matches(
     seed: int,
 ) -> tuple[Tensor, Tensor]:  # the same matches
     "List matches in an order that depends on them and on the seed, not on their old order."
+    import torch
+
     xy = torch.cat((xy1, xy2), 1)
     canonical = np.lexsort(xy.numpy(force=True).T[::-1])
     order = canonical[np.random.default_rng(seed).permutation(len(canonical))]

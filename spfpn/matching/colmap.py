@@ -18,15 +18,8 @@ from ..core.registry import import_extra
 from ..data.images import folder_images
 from ..data.pose_pairs import PoseScene
 from ..features.keypoints import Keypoints
-from spfpn.matching.image_matcher import (
-    MIN_INLIERS,
-    DescribedImage,
-    Estimate,
-    ImageMatcher,
-    MatchError,
-    PairMatches,
-    match_pairs,
-)
+from .image_matcher import DescribedImage, ImageMatcher, PairMatches
+from ..runtime.matching import MIN_INLIERS, Estimate, MatchError, match_pairs
 
 # %% auto #0
 __all__ = ['match_folder', 'save_hloc', 'save_colmap', 'reconstruct', 'similarity_transform', 'true_centers', 'center_errors',
@@ -263,6 +256,8 @@ def localize(
 
     Raises `MatchError` when it does not seem to show the scene, `ImageError`, and ImportError
     without the extra `colmap`."""
+    if model is None:
+        raise ValueError("there is no model: `reconstruct` found none in these photographs")
     pycolmap, matcher = _quiet_pycolmap(), matcher or _default_matcher()
     query = matcher.describe(photograph)
     xy, xyz = _scene_matches(query, model, images, matcher)
@@ -274,6 +269,6 @@ def localize(
     pose = pycolmap.estimate_and_refine_absolute_pose(xy + 0.5, xyz, lens, options, refinement)
     inliers = torch.from_numpy(pose["inlier_mask"]) if pose else torch.zeros(len(xy)).bool()
     if (count := int(inliers.sum())) < MIN_INLIERS:
-        what = "this photograph does not seem to show the scene"
+        what = "this photograph does not seem to show the scene, or the model has other keypoints"
         raise MatchError(f"{len(xy)} matches with points of the model, {count} inliers: {what}")
-    return Estimate(torch.from_numpy(pose["cam_from_world"].matrix()), inliers)
+    return Estimate(torch.from_numpy(pose["cam_from_world"].matrix()), inliers, "pose")

@@ -5,23 +5,21 @@
 # %% ../../nbs/matching/image_matcher.ipynb #00926565
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..core.distributed import pick_device
 from ..core.registry import MATCHERS
-from ..data.images import ImageError, to_image_tensor
+from ..data.images import to_image_tensor
 from ..features.descriptors import own_descriptor
-from ..features.factory import DEFAULT_STUDENT, LocalFeature, make_detector
+from ..features.factory import LocalFeature, make_detector
 from ..features.keypoints import Keypoints, Selection
 from spfpn.geometry.estimation import (
     epipolar_distances,
@@ -31,31 +29,12 @@ from spfpn.geometry.estimation import (
 from ..geometry.homography import image_size, warp_image, warp_points
 from ..geometry.relative_pose import epipolar_errors, estimate_relative_pose
 from .matchers import make_matcher, match_keypoints
+from ..runtime.light import DEFAULT_STUDENT
+from ..runtime.matching import Estimate, checked_estimate, require_homography
 from ..show.pictures import draw_matches, to_pil
 
 # %% auto #0
-__all__ = ['MIN_INLIERS', 'PairMatches', 'MatchError', 'Estimate', 'DescribedImage', 'Matches', 'best_matcher', 'ImageMatcher',
-           'match', 'match_pairs']
-
-# %% ../../nbs/matching/image_matcher.ipynb #cc6ae960
-MIN_INLIERS = 20
-
-
-class MatchError(ValueError):
-    "Two photographs do not seem to show the same place; the message has the numbers."
-
-
-@dataclass(frozen=True)
-class Estimate:
-    "A geometry between two photographs, and the matches that agree with it."
-
-    model: Tensor  # float64: a homography or fundamental matrix [3, 3], or a pose [3, 4]
-    inliers: Tensor  # bool [K]
-
-    def __repr__(self) -> str:
-        rows, columns = self.model.shape
-        count = f"{int(self.inliers.sum())} inliers of {len(self.inliers)} matches"
-        return f"Estimate({rows}×{columns} model, {count})"
+__all__ = ['PairMatches', 'DescribedImage', 'Matches', 'best_matcher', 'ImageMatcher', 'match']
 
 # %% ../../nbs/matching/image_matcher.ipynb #72449389
 @dataclass(frozen=True, repr=False)
@@ -105,17 +84,13 @@ class _Geometry(_Pairs):
     "The geometry of matches."
 
     def _estimate(
-        self, model: Tensor | None, errors: Callable[[Tensor], Tensor], threshold: float
+        self, model: Tensor | None, errors: Callable[[Tensor], Tensor], threshold: float, kind: str
     ) -> Estimate:
         "Return a model with its inliers. Raises `MatchError` when there are too few."
         inliers = torch.zeros(len(self), dtype=torch.bool)
         if model is not None:
             inliers = errors(model) <= threshold
-        if (count := int(inliers.sum())) < MIN_INLIERS:
-            what = "these photographs do not seem to show the same place"
-            raise MatchError(f"{len(self)} matches, {count} inliers: {what}")
-        assert model is not None
-        return Estimate(model, inliers)
+        return checked_estimate(model, inliers, kind)
 
     def homography(
         self,
@@ -128,7 +103,7 @@ class _Geometry(_Pairs):
         def errors(H: Tensor) -> Tensor:
             return (warp_points(self.xy0, H) - self.xy1).norm(dim=1)
 
-        return self._estimate(H, errors, threshold)
+        return self._estimate(H, errors, threshold, "homography")
 
     def fundamental(
         self,
@@ -140,7 +115,7 @@ class _Geometry(_Pairs):
         def errors(F: Tensor) -> Tensor:
             return epipolar_distances(self.xy0, self.xy1, F)
 
-        return self._estimate(F, errors, threshold)
+        return self._estimate(F, errors, threshold, "fundamental matrix")
 
     def pose(
         self,
@@ -157,7 +132,7 @@ class _Geometry(_Pairs):
         def errors(T: Tensor) -> Tensor:
             return epipolar_errors(self.xy0, self.xy1, K0, K1, T)
 
-        return self._estimate(T, errors, threshold)
+        return self._estimate(T, errors, threshold, "pose")
 
 # %% ../../nbs/matching/image_matcher.ipynb #immadrw1
 class Matches(_Geometry):
@@ -179,8 +154,10 @@ class Matches(_Geometry):
         estimate: Estimate | None = None,  # of `homography`; estimated when None
         opacity: float = 0.5,  # of the first photograph, from 0 to 1
     ) -> PIL.Image.Image:
-        "Lay the first photograph over the second. Raises `MatchError`."
-        H = (estimate or self.homography()).model
+        """Lay the first photograph over the second.
+
+        Raises `MatchError`, and ValueError for an estimate of another geometry."""
+        H = require_homography(estimate or self.homography())
         first, second = (one.pixels().expand(3, -1, -1)[None] for one in (self.image0, self.image1))
         size = image_size(second)
         moved = warp_image(first, H[None], size)
@@ -193,7 +170,7 @@ def best_matcher(descriptor: str) -> str:
     return "lightglue" if descriptor in MATCHERS.tags("lightglue")["bundled"] else "mnn"
 
 
-_TO_DO = "take one that has, such as spfpn-s or sift, or matcher=nearest for frames of a video"
+_TO_DO = "take one that has, such as spfpn-s or sift, or the matcher `nearest` for a video"
 
 
 class ImageMatcher:
@@ -248,37 +225,14 @@ def _cached_image_matcher(**options: Any) -> ImageMatcher:
 def match(
     image0: Any,  # a path, a picture, an array or a tensor
     image1: Any,
-    **options: Any,  # of `ImageMatcher`
+    **options: Any,  # detector, matcher, max_keypoints, nms_radius, resize, device; ratio, …
 ) -> Matches:
     """Match two photographs; also known as `spfpn.match`.
 
-    Raises `ImageError` for what is no photograph, and ValueError for a detector that does not
-    describe."""
+    The options are those of `ImageMatcher`, and then those of the matcher: `ratio` and
+    `min_score` of mnn, `min_score` of lightglue, `max_distance` of nearest. Raises `ImageError`
+    for what is no photograph, and ValueError for a detector that does not describe."""
     return _cached_image_matcher(**options).match(image0, image1)
 
 # %% ../../nbs/matching/image_matcher.ipynb #immaprs1
 PairMatches = dict[tuple[str, str], Matches]
-
-
-def match_pairs(
-    matcher: ImageMatcher,
-    photographs: Mapping[str, Any],  # by name, of any form that `to_image_tensor` takes
-    pairs: Sequence[tuple[str, str]],  # of names
-    skipped: dict[str, ImageError] | None = None,  # receives what cannot be read
-    progress: bool = True,
-) -> PairMatches:
-    "Match pairs of photographs. Raises `ImageError` for one that cannot be read, or skips it."
-    described = {}
-    names = dict.fromkeys(chain.from_iterable(pairs))
-    for name in tqdm(names, desc="describe", unit="image", disable=not progress, leave=False):
-        try:
-            described[name] = matcher.describe(photographs[name])
-        except ImageError as error:
-            if skipped is None:
-                raise
-            skipped[name] = error
-    readable = [pair for pair in pairs if described.keys() >= set(pair)]
-    return {
-        (one, two): matcher.match(described[one], described[two])
-        for one, two in tqdm(readable, desc="match", unit="pair", disable=not progress, leave=False)
-    }

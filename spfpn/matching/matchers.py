@@ -191,15 +191,22 @@ class NearestPositionMatcher:
         return MatchedIndices(pairs[near], (1 + scores[near] / self.max_distance).float())
 
 # %% ../../nbs/matching/matchers.ipynb #737942dc
+def _options_of(factory: Callable[..., Any]) -> list[str]:
+    "Return the names of a matcher's options: what its class takes after features and device."
+    return list(inspect.signature(factory).parameters)[2:]
+
+
 def _check_options(about: str, factory: Callable[..., Any], options: dict[str, Any]) -> None:
     "Raise ValueError for options that a matcher does not have."
     parameters = inspect.signature(factory).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    known = [parameter.name for parameter in parameters][2:]
+    known = _options_of(factory)
     if unknown := [name for name in options if name not in known]:
         has = f"it has {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"{about} has no option {unknown[0]}: {has}")
+        others = [n for n in MATCHERS.names() if unknown[0] in _options_of(MATCHERS.get(n))]
+        todo = f". The matcher {others[0]} has it" if others else ""
+        raise ValueError(f"{about} has no option {unknown[0]}: {has}{todo}")
 
 
 def make_matcher(

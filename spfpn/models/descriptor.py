@@ -27,7 +27,7 @@ def sample_square(
     along = torch.arange(side, device=xy.device) - (side - 1) / 2
     offsets = torch.stack(torch.meshgrid(along, along, indexing="xy"), -1).reshape(-1, 2)
     cells = (xy[:, None] + 0.5) / stride + offsets  # from the edge of the map
-    grid = cells / cells.new_tensor([w, h]) * 2 - 1
+    grid = torch.stack((cells[..., 0] / w, cells[..., 1] / h), -1) * 2 - 1
     found = F.grid_sample(maps, grid[None], padding_mode="border", align_corners=False)
     return found[0].transpose(0, 1).flatten(1)
 

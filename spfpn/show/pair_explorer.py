@@ -23,15 +23,9 @@ from spfpn.geometry.homography import (
     warp_image_reflect,
     warp_points,
 )
-from spfpn.matching.image_matcher import (
-    DescribedImage,
-    Estimate,
-    ImageMatcher,
-    MatchError,
-    Matches,
-    best_matcher,
-)
+from ..matching.image_matcher import DescribedImage, ImageMatcher, Matches, best_matcher
 from ..matching.matchers import Matcher, make_matcher, match_keypoints
+from ..runtime.matching import Estimate, MatchError
 from .figures import match_traces, picture_panels
 from .pictures import data_uri, picture_grid, to_pil
 from .widgets import ImageExplorer, StatefulFigure, dropdown, slider
