@@ -7,7 +7,7 @@ PIP_ARGS ?=
 BIN      := $(VENV)/bin
 READY    := $(VENV)/.installed
 
-.PHONY: help setup run test test-all readme prepare lint facts docs
+.PHONY: help setup run test test-all readme prepare lint facts docs dist
 
 help:
 	@echo "make run      install, then run the workbook (PROFILE=quick, ARGS='-p phase1.lr=1e-3')"
@@ -16,6 +16,7 @@ help:
 	@echo "make prepare  bring library, notebooks and README in step: export, clean, readme"
 	@echo "make lint     check style, format, imports between packages, and types"
 	@echo "make facts    measure the form of code and prose (ARGS=--check fails over a limit)"
+	@echo "make dist     build the wheel in dist/"
 	@echo "make docs     build the book in _docs/html, without a network"
 
 setup: $(READY)
@@ -63,3 +64,6 @@ facts: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/book.py
+
+dist: $(READY)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

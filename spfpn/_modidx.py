@@ -44,6 +44,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'spfpn.apps.cli._keep_writing': ('apps/cli.html#_keep_writing', 'spfpn/apps/cli.py'),
                                 'spfpn.apps.cli._label_command': ('apps/cli.html#_label_command', 'spfpn/apps/cli.py'),
                                 'spfpn.apps.cli._main': ('apps/cli.html#_main', 'spfpn/apps/cli.py'),
+                                'spfpn.apps.cli._missing': ('apps/cli.html#_missing', 'spfpn/apps/cli.py'),
                                 'spfpn.apps.cli._overrides': ('apps/cli.html#_overrides', 'spfpn/apps/cli.py'),
                                 'spfpn.apps.cli._phase1_command': ('apps/cli.html#_phase1_command', 'spfpn/apps/cli.py'),
                                 'spfpn.apps.cli._phase2_command': ('apps/cli.html#_phase2_command', 'spfpn/apps/cli.py'),

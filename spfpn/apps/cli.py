@@ -89,6 +89,18 @@ def say_written(
         echo(f"wrote {what + ' to ' if what else ''}{shown_path(path)}", err)
 
 # %% ../../nbs/apps/cli.ipynb #09bc8263
+_NEED_TORCH_ALONE = ("detect", "match", "export")  # the other commands need the workbook
+
+
+def _missing(error: Exception, command: str | None) -> str:
+    "Name the extra that brings a package which is not installed; empty for another error."
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return ""
+    package = error.name.partition(".")[0]
+    extra = "torch" if command in _NEED_TORCH_ALONE else "workbook"
+    return f"{package} is not installed: pip install 'spfpn[{extra}]'"
+
+
 def _keep_writing() -> None:
     "Show an escape for a character that the terminal's encoding lacks, instead of stopping."
     for stream in (sys.stdout, sys.stderr):
@@ -116,7 +128,9 @@ class _Commands(typer.core.TyperGroup):
             code = 2 if renamed else _exit_code(error)
             if code is None or os.environ.get("SPFPN_DEBUG"):
                 raise
-            for line in (renamed or str(error) or type(error).__name__).splitlines():
+            missing = _missing(error, ctx.invoked_subcommand)
+            said = renamed or missing or str(error) or type(error).__name__
+            for line in said.splitlines():
                 echo(f"error: {printable_path(line)}", err=True)
             raise typer.Exit(code) from None
 
