@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter, sleep
@@ -24,7 +25,7 @@ from ..core.runs import checkpoint_name, collect_provenance
 from ..data.images import open_images, read_image, sample_images
 from ..features.export import RUNTIMES, make_runner
 from ..features.extractor import Extractor
-from ..features.factory import make_detector
+from ..features.factory import LocalFeature, make_detector
 from spfpn.features.keypoints import (
     HeatmapDetector,
     Selection,
@@ -34,11 +35,12 @@ from spfpn.features.keypoints import (
 from ..geometry.homography import resize_image
 from ..labels.labeling import ImageLoader, label_images
 from ..models.spfpn import list_pretrained, load_checkpoint
+from ..runtime.light import LightFeature
 from ..show.pictures import to_pil
 
 # %% auto #0
-__all__ = ['STAGES', 'default_specs', 'describe_machine', 'run_benchmark', 'benchmark_summary', 'save_times',
-           'benchmark_labeling']
+__all__ = ['STAGES', 'DESCRIBERS', 'default_specs', 'describe_machine', 'run_benchmark', 'benchmark_summary', 'save_times',
+           'benchmark_description', 'benchmark_labeling']
 
 # %% ../../nbs/research/benchmark.ipynb #rb06a
 class _ExtractorHeatmap(nn.Module):
@@ -231,7 +233,8 @@ def run_benchmark(
 def benchmark_summary(times: pd.DataFrame) -> pd.DataFrame:
     "Return medians in ms, and `ratio`: the median over rounds of a total over the first row's."
     totals = times.pivot(index="round", columns="row", values="total")
-    table = times.groupby("row", sort=False)[[*STAGES, "total"]].median()
+    timed = [column for column in (*STAGES, "total") if column in times]
+    table = times.groupby("row", sort=False)[timed].median()
     return table.assign(ratio=totals.div(totals[times.row.iloc[0]], axis=0).median()).reset_index()
 
 
@@ -239,6 +242,60 @@ def save_times(times: pd.DataFrame, path: str | Path) -> None:
     "Write times as a whole file."
     with atomic_write(path) as draft:
         times.to_parquet(draft, index=False)
+
+# %% ../../nbs/research/benchmark.ipynb #rb16b
+DESCRIBERS = (  # what is timed when nothing is named
+    "spfpn-s:light",
+    "spfpn-s",
+    "edgepoint2-t32",
+    "edgepoint2-s64",
+    "edgepoint2-e64",
+    "xfeat",
+    "aliked",
+    "superpoint",
+    "sift",
+)
+
+
+def _make_describer(spec: str, selection: Selection) -> Callable[[Path], Any]:
+    "Return the way of a system from an image file to described keypoints. Raises ValueError."
+    name, _, runtime = spec.partition(":")
+    if runtime not in ("", "light"):
+        raise ValueError(f"{spec}: a system is NAME, or NAME:light for a bundled student")
+    feature: Any = LocalFeature(make_detector(name, selection)) if not runtime else None
+    feature = feature or LightFeature(name, selection, torch.get_num_threads())
+    return partial(feature.detect, describe=True)
+
+
+def benchmark_description(
+    specs: Sequence[str],  # NAME, or NAME:light
+    size: tuple[int, int] = (480, 640),  # (height, width)
+    rounds: int = 30,  # each system has a turn in each
+    max_keypoints: int = 1000,
+    report: Callable[[str], Any] = print,  # called with the reason why one is left out
+) -> pd.DataFrame:  # columns row, round, total, and those of what a time depends on
+    "Time systems in turn, in milliseconds. Raises ValueError when none can run here."
+    selection, ready, times = Selection(max_keypoints, 2, subpixel=True), {}, []
+    with TemporaryDirectory() as folder:
+        photos = _write_jpegs(folder, size)
+        for spec in specs:
+            try:
+                ready[spec] = _make_describer(spec, selection)
+                ready[spec](photos[0])
+            except Exception as error:  # missing weights: none costs the others
+                ready.pop(spec, None)
+                report(f"left out: {spec} ({str(error).splitlines()[0]})")
+        for i in range(rounds):
+            for name, work in ready.items():
+                sleep(_REST)
+                start = perf_counter()
+                work(photos[i % len(photos)])
+                times.append(dict(row=name, round=i, total=1000 * (perf_counter() - start)))
+    if not times:
+        raise ValueError("nothing to time: rounds is 0, or no system can run here")
+    return pd.DataFrame(times).assign(
+        height=size[0], width=size[1], keypoints=max_keypoints, about=_provenance()
+    )
 
 # %% ../../nbs/research/benchmark.ipynb #rb18
 def benchmark_labeling(

@@ -86,6 +86,7 @@ def _config_command(
 
 # %% ../../nbs/apps/cli_tools.ipynb #0079ae2c
 _OUT_HELP = "Beside the checkpoint when not given; of a bundled student here."
+_DESCRIBED_POINTS_HELP = "Descriptors of the keypoints; with --max-keypoints."
 _POINTS_HELP = "Also choose this many keypoints inside the graph; 0 means the heatmap alone."
 
 
@@ -98,13 +99,14 @@ def _export_command(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help=_OUT_HELP)] = None,
     max_keypoints: Annotated[int, typer.Option(min=0, help=_POINTS_HELP)] = 0,
     nms_radius: Annotated[int, typer.Option(min=0, help="Pixels; with --max-keypoints.")] = 4,
+    describe: Annotated[bool, typer.Option("--describe", help=_DESCRIBED_POINTS_HELP)] = False,
 ) -> None:
     "Write a student for another runtime, when it gives the same there as in PyTorch."
     from spfpn.features.export import export_student
     from spfpn.features.keypoints import Selection
 
     selection = Selection(max_keypoints, nms_radius) if max_keypoints else None
-    written = export_student(checkpoint, format, out, selection)
+    written = export_student(checkpoint, format, out, selection, describe)
     say_written(written, f"{checkpoint} as {format}")
 
 # %% ../../nbs/apps/cli_tools.ipynb #80a0482b
@@ -118,7 +120,7 @@ def _parse_size(text: str) -> tuple[int, int]:
 # %% ../../nbs/apps/cli_tools.ipynb #13dda6d9
 _benchmark_app = typer.Typer(
     no_args_is_help=True,
-    help="Time detectors, or the making of labels.",
+    help="Time detectors, whole systems, or the making of labels.",
     epilog=example("benchmark detect --detector spfpn-s"),
 )
 app.add_typer(_benchmark_app, name="benchmark")
@@ -127,6 +129,8 @@ _SPEC_HELP = (
     "NAME[:RUNTIME]: a detector or a checkpoint; runtimes eager, channels-last, "
     "compiled, onnx, openvino, openvino-bf16, torch-export; repeatable."
 )
+_DESCRIBER_HELP = "A detector that describes, or NAME:light without PyTorch; repeatable."
+_DESCRIBED_HELP = "A .parquet file for the times; outputs/described.parquet when not given."
 _TIMES_HELP = "A .parquet file for the times; outputs/benchmark.parquet when not given."
 
 
@@ -156,6 +160,29 @@ def _benchmark_detect_command(
     say_written(file, f"{len(measured)} rows")
 
 # %% ../../nbs/apps/cli_tools.ipynb #e073c652
+@_benchmark_app.command("describe", epilog=example("benchmark describe --detector spfpn-s:light"))
+def _benchmark_describe_command(
+    detector: Annotated[list[str] | None, typer.Option(help=_DESCRIBER_HELP)] = None,
+    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Of the image.")] = "480x640",
+    rounds: _RoundsOption = 30,
+    max_keypoints: Annotated[int, typer.Option(min=1, help="Per image.")] = 1000,
+    times: Annotated[Path | None, typer.Option(metavar="FILE", help=_DESCRIBED_HELP)] = None,
+) -> None:
+    "Time the way from an image file to described keypoints, in milliseconds."
+    from spfpn.apps import benchmark
+    from spfpn.core.runs import default_times
+
+    options = (_parse_size(size), rounds, max_keypoints)
+    specs = detector or benchmark.DESCRIBERS
+    measured = benchmark.benchmark_description(specs, *options, lambda line: echo(line, err=True))
+    file = times or default_times().with_name("described.parquet")
+    benchmark.save_times(measured, file)
+    what = f"Milliseconds to {max_keypoints} described keypoints at {size}, medians"
+    title = f"{what} over {rounds} rounds; {benchmark.describe_machine(measured.about[0])}"
+    print_table(benchmark.benchmark_summary(measured), title)
+    say_written(file, f"{len(measured)} rows")
+
+
 @_benchmark_app.command("label", epilog=example("benchmark label --images photos"))
 def _benchmark_label_command(
     images: Annotated[str, typer.Option(help="Photographs; the first 24 are used.")] = "samples",

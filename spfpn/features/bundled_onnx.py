@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
-from torch.fx.experimental import _config as symbols
 
 from ..core.distributed import detector_tensors
-from ..core.files import atomic_write, content_digest
-from ..core.registry import import_extra
+from ..core.files import atomic_write
+from .export import IMAGE_SIZES, graph_facts, trace_graph, write_onnx
 from ..models.descriptor import DescriptorHead
 from ..models.spfpn import SPFPN, load_checkpoint, resolve_checkpoint
 from ..runtime.light import MAP_NAMES
@@ -48,37 +45,7 @@ class _Description(nn.Module):
     def forward(self, fine: Tensor, middle: Tensor, coarse: Tensor, points: Tensor) -> Tensor:
         return self.head.sample([fine, middle, coarse], 0, points)
 
-# %% ../../nbs/features/bundled_onnx.ipynb #2349ff79
-def _to_onnx(
-    network: nn.Module,
-    inputs: dict[str, Tensor],
-    free: dict[str, dict[int, str]],  # of each input and output: the names of its free sizes
-    facts: dict[str, str],  # for the metadata
-) -> bytes:
-    import_extra("onnx", "onnx", "onnxscript", "onnxruntime")
-    dynamic = {name: dict.fromkeys(free[name], Dim.DYNAMIC) for name in inputs}
-    outputs = [name for name in free if name not in inputs]
-    with warnings.catch_warnings(), symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        warnings.simplefilter("ignore")
-        traced = torch.export.export(
-            network.eval(), tuple(inputs.values()), dynamic_shapes=dynamic, strict=False
-        )
-        names: dict[str, Any] = dict(input_names=[*inputs], output_names=outputs)
-        program: Any = torch.onnx.export(traced, (), dynamo=True, verbose=False, **names)
-    proto = program.model_proto
-    for value in (*proto.graph.input, *proto.graph.output):
-        for place, label in free[value.name].items():
-            value.type.tensor_type.shape.dim[place].dim_param = label
-    del proto.graph.value_info[:]  # the shapes in between have no names
-    for key, text in facts.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, text
-    return proto.SerializeToString()
-
 # %% ../../nbs/features/bundled_onnx.ipynb #7af046ec
-_IMAGE = {0: "batch", 2: "height", 3: "width"}
-
-
 @detector_tensors()
 @torch.no_grad()
 def bundled_graphs_of(
@@ -86,23 +53,21 @@ def bundled_graphs_of(
 ) -> dict[str, bytes]:  # by the ends of their names
     "Make the graphs of a student. Raises ImportError without the extra `onnx`."
     path = resolve_checkpoint(name)
-    model = load_checkpoint(path).eval()
-    facts = dict(
-        name=path.stem,
-        digest=content_digest(path),
-        license="Apache-2.0",
-        input="gray values from 0 to 1 [batch, 1, height, width]; pixel centers at integers",
-    )
-    image, head = torch.rand(2, 1, 96, 128), model.descriptor
-    maps = _Detection(model)(image[:1])[1:]
-    sizes = {m: {2: f"{m}_height", 3: f"{m}_width"} for m in MAP_NAMES[: len(maps)]}
-    outputs = {m: {0: "batch", **size} for m, size in sizes.items()}
-    free = {"image": _IMAGE, "heatmap": _IMAGE, **outputs}
-    files = {".onnx": _to_onnx(_Detection(model), {"image": image}, free, facts)}
-    if head is not None:
-        inputs = dict(zip(MAP_NAMES, maps)) | {"points": 90 * torch.rand(9, 2)}
-        free = {**sizes, "points": {0: "points"}, "descriptors": {0: "points"}}
-        files[".describe.onnx"] = _to_onnx(_Description(head), inputs, free, facts)
+    model, facts = load_checkpoint(path).eval(), graph_facts(path)
+    image, head, detection = torch.rand(2, 1, 96, 128), model.descriptor, _Detection(model)
+    maps = detection(image[:1])[1:]
+    near = {m: {2: f"{m}_height", 3: f"{m}_width"} for m in MAP_NAMES[: len(maps)]}
+    outputs = {m: {0: "batch", **size} for m, size in near.items()}
+    sizes = {"image": IMAGE_SIZES, "heatmap": IMAGE_SIZES, **outputs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = trace_graph(detection, {"image": image}, sizes)
+        files = {".onnx": write_onnx(traced, sizes, facts=facts)}
+        if head is not None:
+            inputs = dict(zip(MAP_NAMES, maps)) | {"points": 90 * torch.rand(9, 2)}
+            sizes = {**near, "points": {0: "points"}, "descriptors": {0: "points"}}
+            traced = trace_graph(_Description(head), inputs, sizes)
+            files[".describe.onnx"] = write_onnx(traced, sizes, len(inputs), facts)
     return files
 
 

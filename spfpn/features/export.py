@@ -6,13 +6,15 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.fx.experimental import _config as symbols
 
+import spfpn
 from ..core.distributed import detector_tensors
 from ..core.files import atomic_write, content_digest
 from ..core.registry import import_extra
@@ -32,12 +35,12 @@ from spfpn.features.keypoints import (
     extract_keypoints,
     keypoint_region,
 )
-from ..models.spfpn import load_checkpoint, resolve_checkpoint
+from ..models.spfpn import list_pretrained, load_checkpoint, resolve_checkpoint
 from ..runtime.keypoints import CONTRAST_LEVEL, CONTRAST_RADIUS
 
 # %% auto #0
-__all__ = ['RUNTIMES', 'suppress_non_maxima', 'Runtime', 'ExportError', 'check_export', 'export_student', 'make_runner',
-           'RuntimeDetector']
+__all__ = ['IMAGE_SIZES', 'RUNTIMES', 'suppress_non_maxima', 'trace_graph', 'write_onnx', 'graph_facts', 'Runtime', 'ExportError',
+           'check_export', 'export_student', 'make_runner', 'RuntimeDetector']
 
 # %% ../../nbs/features/export.ipynb #ex06
 def _window_max(maps: Tensor, radius: int) -> Tensor:
@@ -60,13 +63,36 @@ def suppress_non_maxima(
     "Set all scores to zero except the `local_maxima`."
     h, w = scores.shape[-2:]
     peaks = (scores == _window_max(scores, radius)) & (scores > 0)
-    # earlier pixels rank higher
-    rank = torch.arange(h * w, 0, -1, dtype=torch.float64).reshape(1, 1, h, w) * peaks
+    # earlier pixels rank higher; float32 counts exactly up to 2²⁴ pixels
+    rank = torch.arange(h * w, 0, -1, dtype=torch.float32).reshape(1, 1, h, w) * peaks
     return torch.where(peaks & (rank == _window_max(rank, radius)), scores, 0)
 
 # %% ../../nbs/features/export.ipynb #ex06a
+_HALF = 0.499  # px; below one half, so that a point rounds to the pixel of its peak
+
+
+def _offsets(heatmap: Tensor, place: Tensor) -> Tensor:
+    "Return offsets (x, y) [B, N, 2] of the tops of parabolas through log-scores, as `refine`."
+    h, w = heatmap.shape[-2:]
+    flat, y = heatmap.flatten(1), place // w
+    x = place - y * w
+
+    def log(y: Tensor, x: Tensor) -> Tensor:
+        return flat.gather(1, y.clamp(0, h - 1) * w + x.clamp(0, w - 1)).clamp_min(1e-8).log()
+
+    def top(before: Tensor, after: Tensor) -> Tensor:
+        curve = before - 2 * at + after
+        bent = curve < 0
+        offset = (before - after) / torch.where(bent, 2 * curve, 1)
+        return torch.where(bent, offset, 0).clamp(-_HALF, _HALF)
+
+    at = log(y, x)
+    across, down = top(log(y, x - 1), log(y, x + 1)), top(log(y - 1, x), log(y + 1, x))
+    return torch.stack((across, down), -1)
+
+
 def _topk_keypoints(heatmap: Tensor, image: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    "Return what a detector chooses: pixels (x, y) [B, N, 2] and scores [B, N]."
+    "Return what a student chooses: points (x, y) [B, N, 2] between pixels, and scores [B, N]."
     n, (h, w) = selection.max_keypoints, heatmap.shape[-2:]
     y, x = torch.arange(h)[:, None].expand(h, w), torch.arange(w).expand(h, w)
     edge = torch.minimum(torch.minimum(x, w - 1 - x), torch.minimum(y, h - 1 - y))
@@ -75,66 +101,111 @@ def _topk_keypoints(heatmap: Tensor, image: Tensor, selection: Selection) -> tup
     peaks = peaks * _has_contrast(image)
     # an image may have fewer pixels than n
     scores, place = F.pad(peaks.flatten(1), (0, n)).topk(n)
-    xy = F.pad(torch.stack((x, y), -1).flatten(0, 1), (0, 0, 0, n))[place]
-    return torch.where(scores[..., None] > 0, xy, 0).float(), scores
+    pixels = F.pad(torch.stack((x, y), -1).flatten(0, 1), (0, 0, 0, n))[place].float()
+    xy = pixels + _offsets(heatmap, place.clamp(0, h * w - 1))
+    return torch.where(scores[..., None] > 0, xy, 0), scores
 
 # %% ../../nbs/features/export.ipynb #ex06b
 _Network = Any  # a student, or another module with a method `heatmap`
 
 
 class _Graph(nn.Module):
-    "Gray images to a tuple: the heatmap and, with a selection, keypoints and their scores."
+    "Gray images to a tuple of `outputs`."
 
-    def __init__(self, model: _Network, selection: Selection | None = None):
+    def __init__(self, model: _Network, selection: Selection | None = None, describe: bool = False):
         super().__init__()
-        self.model, self.selection = model, selection
+        self.model, self.selection, self.describe = model, selection, describe
+        names = ["heatmap", "keypoints", "scores", "descriptors"]
+        self.outputs = names[: 4 if describe else 3 if selection else 1]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        heatmap = self.model.heatmap(image)
-        if not self.selection:
-            return (heatmap,)
-        return heatmap, *_topk_keypoints(heatmap, image, self.selection)
+        if not self.describe:
+            heatmap = self.model.heatmap(image)
+            if not self.selection:
+                return (heatmap,)
+            return heatmap, *_topk_keypoints(heatmap, image, self.selection)
+        logits, maps = self.model.forward_maps(image)
+        heatmap, head = self.model.scores(logits), self.model.descriptor
+        xy, scores = _topk_keypoints(heatmap, image, self.selection or Selection())
+        descriptors = head.sample_batch(head.dense(maps), xy)
+        return heatmap, xy, scores, torch.where(scores[..., None] > 0, descriptors, 0)
 
 # %% ../../nbs/features/export.ipynb #ex09
-def _trace(model: _Network, selection: Selection | None) -> torch.export.ExportedProgram:
-    "Return the graph for any batch, height and width."
-    free = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+def trace_graph(
+    network: nn.Module,
+    inputs: dict[str, Tensor],  # examples of its arguments
+    free: dict[str, dict[int, str]],  # the names of the free sizes of each
+) -> torch.export.ExportedProgram:
+    "Follow a network through one pass, and keep the free sizes as symbols."
+    dynamic = {name: dict.fromkeys(free[name], Dim.DYNAMIC) for name in inputs}
     with symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         return torch.export.export(
-            _Graph(model, selection).eval(),
-            (torch.rand(2, 1, 96, 128),),
-            dynamic_shapes={"image": free},
-            strict=False,
+            network.eval(), tuple(inputs.values()), dynamic_shapes=dynamic, strict=False
         )
+
+
+IMAGE_SIZES = {0: "batch", 2: "height", 3: "width"}
+
+
+def _trace(graph: _Graph) -> torch.export.ExportedProgram:
+    "Return the graph of a student for any batch, height and width."
+    return trace_graph(graph, {"image": torch.rand(2, 1, 96, 128)}, {"image": IMAGE_SIZES})
 
 # %% ../../nbs/features/export.ipynb #ex10a
 _Files = dict[str, bytes]  # suffix of a file: its content
 
 
-def _to_onnx(model: _Network, selection: Selection | None) -> _Files:
+def write_onnx(
+    traced: torch.export.ExportedProgram,
+    sizes: dict[str, dict[int, str]],  # of inputs, then outputs: the names of their free sizes
+    inputs: int = 1,  # how many of them are inputs
+    facts: Mapping[str, str] = MappingProxyType({}),  # for the metadata
+) -> bytes:
+    "Write a traced graph as ONNX. Raises ImportError without the extra `onnx`."
     import_extra("onnx", "onnx", "onnxscript", "onnxruntime")
-    program: Any = torch.onnx.export(
-        _trace(model, selection),
-        (),
-        input_names=["image"],
-        output_names=["heatmap", "keypoints", "scores"][: 3 if selection else 1],
-        dynamo=True,
-        verbose=False,
-    )
-    return {".onnx": program.model_proto.SerializeToString()}
+    names: Any = dict(input_names=[*sizes][:inputs], output_names=[*sizes][inputs:])
+    program: Any = torch.onnx.export(traced, (), dynamo=True, verbose=False, **names)
+    proto = program.model_proto
+    for value in (*proto.graph.input, *proto.graph.output):
+        for place, label in sizes[value.name].items():
+            value.type.tensor_type.shape.dim[place].dim_param = label
+    del proto.graph.value_info[:]  # the shapes in between have no names
+    for key, text in facts.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, text
+    return proto.SerializeToString()
+
+
+_INPUT = "gray values from 0 to 1 [batch, 1, height, width]; pixel centers at integers"
+
+
+def graph_facts(path: Path) -> dict[str, str]:
+    "Say in a graph's metadata which checkpoint it is of."
+    digest = content_digest(path)
+    license = "Apache-2.0" if path in list_pretrained().values() else "that of its checkpoint"
+    version = spfpn.__version__
+    return dict(name=path.stem, digest=digest, license=license, spfpn=version, input=_INPUT)
+
+
+def _to_onnx(graph: _Graph, facts: Mapping[str, str] = MappingProxyType({})) -> _Files:
+    sizes = {"image": IMAGE_SIZES, "heatmap": IMAGE_SIZES}
+    sizes |= {name: {0: "batch"} for name in graph.outputs[1:]}
+    return {".onnx": write_onnx(_trace(graph), sizes, facts=facts)}
 
 # %% ../../nbs/features/export.ipynb #ex10b
-def _to_openvino(model: _Network, selection: Selection | None) -> _Files:
+def _to_openvino(graph: _Graph, facts: Mapping[str, str] = MappingProxyType({})) -> _Files:
     openvino: Any = import_extra("openvino", "openvino")[0]
-    network = openvino.Core().read_model(_to_onnx(model, selection)[".onnx"])
+    network = openvino.Core().read_model(_to_onnx(graph)[".onnx"])
+    for key, text in facts.items():
+        network.set_rt_info(text, ["spfpn", key])
     with TemporaryDirectory() as folder:
         openvino.save_model(network, f"{folder}/s.xml", compress_to_fp16=False)
         return {suffix: Path(folder, f"s{suffix}").read_bytes() for suffix in (".bin", ".xml")}
 
 
-def _to_pt2(model: _Network, selection: Selection | None) -> _Files:
+def _to_pt2(graph: _Graph, facts: Mapping[str, str] = MappingProxyType({})) -> _Files:
     file = io.BytesIO()
-    torch.export.save(_trace(model, selection), file)
+    torch.export.save(_trace(graph), file, extra_files={"spfpn.json": json.dumps(dict(facts))})
     return {".pt2": file.getvalue()}
 
 # %% ../../nbs/features/export.ipynb #ex12
@@ -181,7 +252,7 @@ class Runtime:
     "How a student is written for a runtime, and how it runs there."
 
     suffixes: tuple[str, ...]  # of its files; the last one names the export
-    write: Callable[[Any, Selection | None], _Files]
+    write: Callable[..., _Files]  # of a graph and facts for its metadata
     run: Callable[..., _Run]  # of the files, and perhaps the size of all images
     threads: int | None = 1  # of PyTorch meanwhile; None: all
     checked_by: str = ""  # the runtime that checks its files, where it is too coarse itself
@@ -213,7 +284,7 @@ class ExportError(ValueError):
 
 
 def _pixels(points: Keypoints) -> set[tuple[int, ...]]:
-    return set(map(tuple, points.xy.long().tolist()))
+    return set(map(tuple, points.xy.round().long().tolist()))
 
 # %% ../../nbs/features/export.ipynb #ex14b
 def _stable_pixels(
@@ -224,7 +295,7 @@ def _stable_pixels(
     floor: float,
 ) -> set[tuple[int, ...]]:
     "Return the pixels (x, y) of the stable keypoints."
-    x, y = points.xy.long().unbind(-1)
+    x, y = points.xy.round().long().unbind(-1)
     others = heatmap.clone()
     others[0, y, x] = 0
     rival = F.max_pool2d(others, 2 * radius + 1, 1, radius)[0, y, x]
@@ -253,19 +324,33 @@ def _check_keypoints(
         )
 
 # %% ../../nbs/features/export.ipynb #ex15
+def _check_descriptors(model: Any, images: Tensor, chosen: list[Tensor]) -> None:
+    "Raise `ExportError` when descriptors are not those of the points in PyTorch."
+    (xy, scores, found), head = chosen, model.descriptor
+    known = head.sample_batch(head.dense(model.forward_maps(images)[1]), xy)
+    off = (found - known)[scores > 0].abs().max().item() if (scores > 0).any() else 0.0
+    if not off <= 10 * _TOLERANCE:
+        what = f"the exported descriptors differ from PyTorch's by {off:.2g}"
+        raise ExportError(f"{what}, more than {10 * _TOLERANCE:g}; nothing is written")
+
+
 @torch.no_grad()
 def check_export(
     run: _Run,
     model: _Network,
     selection: Selection | None = None,  # as the graph was made; None: it has a heatmap only
 ) -> float:
-    "Return the largest difference between the heatmaps. Raises `ExportError`."
+    """Return the largest difference between the heatmaps. Raises `ExportError`.
+
+    Descriptors of the graph must be those of its points in PyTorch."""
     selection, worst = selection or Selection(), 0.0
     for i, size in enumerate(_CHECK_SIZES):
         photo = sample_images(TEST_SAMPLES).load(i, size)[0]
         half = torch.where(torch.arange(size[1]) < size[1] // 2, photo, 0.5)  # half of it is flat
         images = torch.stack((photo, half))
         expected, (heatmap, *chosen) = model.heatmap(images), run(images)
+        if chosen[2:]:
+            _check_descriptors(model, images, chosen)
         if heatmap.shape != expected.shape:
             shapes = f"{list(heatmap.shape)} for images {list(images.shape)}"
             raise ExportError(f"the exported heatmap has the shape {shapes}; nothing is written")
@@ -278,18 +363,24 @@ def check_export(
         region = keypoint_region(images)
         ours, its = (extract_keypoints(h, selection, region) for h in (expected, heatmap))
         if chosen:
-            its = [Keypoints(xy[s > 0], s[s > 0]) for xy, s in zip(*chosen)]
+            its = [Keypoints(xy[s > 0], s[s > 0]) for xy, s in zip(*chosen[:2])]
         for maps, points in zip(zip(expected, heatmap), zip(ours, its)):
             _check_keypoints(maps, points, selection, 2 * off)
         worst = max(worst, off)
     return worst
 
 # %% ../../nbs/features/export.ipynb #ex19a
-def _export(model: Any, runtime: Runtime, selection: Selection | None = None) -> _Files:
+def _export(
+    model: Any,
+    runtime: Runtime,
+    selection: Selection | None = None,
+    describe: bool = False,
+    facts: Mapping[str, str] = MappingProxyType({}),
+) -> _Files:
     "Return the files of a student for a runtime. Raises as `check_export` does."
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        files = runtime.write(model, selection)
+        files = runtime.write(_Graph(model, selection, describe), facts)
         run = RUNTIMES[runtime.checked_by].run if runtime.checked_by else runtime.run
         check_export(run(files), model, selection)
     return files
@@ -301,17 +392,23 @@ def export_student(
     format: str = "onnx",  # one of `RUNTIMES` except openvino-bf16
     out: str | Path | None = None,  # None: beside the checkpoint; of a bundled student, here
     selection: Selection | None = None,  # with one, the graph chooses keypoints, too
+    describe: bool = False,  # and describes them
 ) -> Path:
     """Write a student for another runtime and return the file.
 
     Raises `ExportError` without writing when the graph differs from the student,
     `CheckpointError`, ValueError, and ImportError without the format's extra."""
+    checkpoint, model = resolve_checkpoint(name), load_checkpoint(name)
+    if describe and (selection is None or model.descriptor is None):
+        missing = "a number of keypoints" if selection is None else "a student that describes"
+        raise ValueError(f"descriptors in the graph need {missing}")
     runtime = _find_runtime(format, "format")
     suffix = runtime.suffixes[-1]
     path = Path(out or str(name).removesuffix(".safetensors") + suffix)
     if path.suffix != suffix:
         raise ValueError(f"{path}: the name of a file in the format {format} ends in {suffix}")
-    for end, content in _export(load_checkpoint(name), runtime, selection).items():
+    files = _export(model, runtime, selection, describe, graph_facts(checkpoint))
+    for end, content in files.items():
         with atomic_write(path.with_suffix(end)) as beside:
             beside.write_bytes(content)
     return path

@@ -17,19 +17,19 @@ __all__ = ['COMPACT_DIM', 'sample_square', 'ResidualBlock', 'DescriptorHead']
 
 # %% ../../nbs/models/descriptor.ipynb #981de3e4
 def sample_square(
-    maps: Tensor,  # [1, C, h, w]
-    xy: Tensor,  # [N, 2], pixels of the image
+    maps: Tensor,  # [B, C, h, w]
+    xy: Tensor,  # [B, N, 2], pixels of the images
     stride: int,  # pixels of the image to a cell
     side: int,  # cells to a side of the square
-) -> Tensor:  # [N, C · side²]
+) -> Tensor:  # [B, N, C · side²]
     "Sample a square of cells around each point, one cell apart."
     h, w = maps.shape[-2:]
     along = torch.arange(side, device=xy.device) - (side - 1) / 2
     offsets = torch.stack(torch.meshgrid(along, along, indexing="xy"), -1).reshape(-1, 2)
-    cells = (xy[:, None] + 0.5) / stride + offsets  # from the edge of the map
+    cells = (xy[:, :, None] + 0.5) / stride + offsets  # from the edge of the map
     grid = torch.stack((cells[..., 0] / w, cells[..., 1] / h), -1) * 2 - 1
-    found = F.grid_sample(maps, grid[None], padding_mode="border", align_corners=False)
-    return found[0].transpose(0, 1).flatten(1)
+    found = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+    return found.transpose(1, 2).flatten(2)
 
 # %% ../../nbs/models/descriptor.ipynb #d3head01
 class ResidualBlock(nn.Module):
@@ -112,9 +112,17 @@ class DescriptorHead(nn.Module):
         xy: Tensor,  # [N, 2] pixels
     ) -> Tensor:  # [N, dim], unit length
         "Describe points of an image."
+        return self.sample_batch([one[i : i + 1] for one in dense], xy[None])[0]
+
+    def sample_batch(
+        self,
+        dense: Sequence[Tensor],  # what `dense` returned
+        xy: Tensor,  # [B, N, 2] pixels
+    ) -> Tensor:  # [B, N, dim], unit length
+        "Describe as many points of each image of a batch."
         levels = zip(dense, _STRIDES, _SIDES)
-        samples = [sample_square(one[i : i + 1], xy, stride, side) for one, stride, side in levels]
-        return F.normalize(self.describe(torch.cat(samples, 1)), dim=-1)
+        samples = [sample_square(one, xy, stride, side) for one, stride, side in levels]
+        return F.normalize(self.describe(torch.cat(samples, -1)), dim=-1)
 
     @torch.no_grad()
     def fit_compact(self, descriptors: Tensor) -> None:
