@@ -6,13 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import onnxruntime
+import openvino
 import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
+import spfpn
 import spfpn.features.export
 from spfpn.apps.cli import app
+from spfpn.core.files import content_digest
 from spfpn.data.images import TEST_SAMPLES, sample_images
 from spfpn.data.sequences import warped_sample_sequences
 from spfpn.evaluate.repeatability import R1
@@ -26,7 +29,12 @@ from spfpn.features.export import (
 from spfpn.features.factory import LocalFeature
 from spfpn.features.keypoints import Selection, extract_keypoints, keypoint_region
 from spfpn.features.student import StudentDetector
-from spfpn.models.spfpn import list_pretrained, load_checkpoint, save_checkpoint
+from spfpn.models.spfpn import (
+    list_pretrained,
+    load_checkpoint,
+    resolve_checkpoint,
+    save_checkpoint,
+)
 
 CHOICE = Selection(200, nms_radius=3)
 
@@ -70,10 +78,6 @@ def photos(size):
     return torch.stack([images.load(i, size)[0] for i in range(2)])
 
 
-def pixels(xy, scores):
-    return {tuple(map(int, p)) for p, s in zip(xy.tolist(), scores.tolist()) if s > 0}
-
-
 @pytest.mark.parametrize("batch, size", [(2, (120, 160)), (1, (75, 101)), (1, (20, 33))])
 def test_the_graph_gives_heatmap_and_keypoints_at_any_size(student, exported, batch, size):
     images = photos(size)[:batch]
@@ -90,9 +94,44 @@ def test_the_graph_gives_heatmap_and_keypoints_at_any_size(student, exported, ba
         and scores.shape == (batch, 200)
         and (np.diff(scores) <= 0).all()
     )
-    for i, points in enumerate(extract_keypoints(torch.from_numpy(heatmap), CHOICE, region)):
-        assert pixels(xy[i], scores[i]) == pixels(points.xy, points.scores)
+    between = replace(CHOICE, subpixel=True)
+    for i, points in enumerate(extract_keypoints(torch.from_numpy(heatmap), between, region)):
+        found = torch.from_numpy(xy[i][scores[i] > 0]).double()
+        assert found.shape == points.xy.shape
+        if len(points):
+            near = torch.cdist(found, points.xy.double()).min(1).values
+            assert near.max() < 0.002  # pixels
         assert not xy[i, len(points) :].any() and not scores[i, len(points) :].any()
+
+
+@pytest.mark.parametrize("format, end", [("onnx", ".onnx"), ("openvino", ".xml")])
+def test_a_graph_describes_the_points_that_it_finds(format, end, tmp_path):
+    path = export_student("spfpn-s", format, tmp_path / f"s{end}", Selection(200, 2), describe=True)
+    photo = photos((240, 320))[0]
+    if format == "onnx":
+        session = onnxruntime.InferenceSession(path)
+        outputs = session.run(None, {"image": photo[None].numpy()})
+        assert [i.shape for i in session.get_inputs()] == [["batch", 1, "height", "width"]]
+        facts = session.get_modelmeta().custom_metadata_map
+        assert facts["name"] == "spfpn-s" and facts["license"] == "Apache-2.0"
+        assert facts["digest"] == content_digest(resolve_checkpoint("spfpn-s"))
+    else:
+        network = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        outputs = network([photo[None].numpy()]).to_tuple()
+    xy, scores, found = (torch.from_numpy(np.array(values[0])) for values in outputs[1:])
+    full = spfpn.load(max_keypoints=200, nms_radius=2).detect(photo, describe=True)
+    near, partner = torch.cdist(xy.double(), full.xy.double()).min(1)
+    same = near < 0.01  # the last ones may differ by a hair
+    assert same.double().mean() > 0.97 and scores.min() > 0
+    assert (found * full.descriptors[partner]).sum(1)[same].min() > 0.999
+
+
+def test_descriptors_need_points_and_a_student_that_describes(tmp_path):
+    with pytest.raises(ValueError, match="need a number of keypoints"):
+        export_student("spfpn-s", "onnx", tmp_path / "s.onnx", describe=True)
+    with pytest.raises(ValueError, match="need a student that describes"):
+        export_student("spfpn-l", "onnx", tmp_path / "s.onnx", CHOICE, describe=True)
+    assert not list(tmp_path.glob("*.onnx"))
 
 
 def test_a_near_tie_that_moves_the_end_of_a_full_budget_is_no_lost_keypoint():

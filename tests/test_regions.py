@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -179,9 +180,14 @@ def test_a_graph_with_points_knows_where_an_image_is_flat():
     image[2, ..., 70:] = 0.2
     with torch.no_grad():
         heatmap, xy, scores = _Graph(model, selection)(image)
-    expected = extract_keypoints(heatmap, selection, keypoint_region(image))
+    between = replace(selection, subpixel=True)
+    expected = extract_keypoints(heatmap, between, keypoint_region(image))
     for points, place, score in zip(expected, xy, scores):
-        assert set(map(tuple, place[score > 0].tolist())) == set(map(tuple, points.xy.tolist()))
+        place = place[score > 0]
+        assert place.shape == points.xy.shape
+        if len(place):
+            near = torch.cdist(place.double(), points.xy.double()).min(1).values
+            assert near.max() < 0.002
     assert len(expected[1]) == 0 < len(expected[2]) < len(expected[0])
 
 

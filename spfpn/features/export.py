@@ -398,15 +398,15 @@ def export_student(
 
     Raises `ExportError` without writing when the graph differs from the student,
     `CheckpointError`, ValueError, and ImportError without the format's extra."""
-    checkpoint, model = resolve_checkpoint(name), load_checkpoint(name)
-    if describe and (selection is None or model.descriptor is None):
-        missing = "a number of keypoints" if selection is None else "a student that describes"
-        raise ValueError(f"descriptors in the graph need {missing}")
     runtime = _find_runtime(format, "format")
     suffix = runtime.suffixes[-1]
     path = Path(out or str(name).removesuffix(".safetensors") + suffix)
     if path.suffix != suffix:
         raise ValueError(f"{path}: the name of a file in the format {format} ends in {suffix}")
+    checkpoint, model = resolve_checkpoint(name), load_checkpoint(name)
+    if describe and (selection is None or model.descriptor is None):
+        missing = "a number of keypoints" if selection is None else "a student that describes"
+        raise ValueError(f"descriptors in the graph need {missing}")
     files = _export(model, runtime, selection, describe, graph_facts(checkpoint))
     for end, content in files.items():
         with atomic_write(path.with_suffix(end)) as beside:

@@ -262,7 +262,7 @@ def match_keypoints(
     "Match by any matcher. Raises ValueError that names it for what are no indices."
     about = f"matcher {matcher.name!r}"
     given = call_user_code(about, matcher.match, keypoints0, keypoints1, size0, size1)
-    scored = isinstance(given, MatchedIndices)
+    scored = hasattr(given, "scores")
     pairs = _checked_indices(about, given.indices if scored else given, keypoints0, keypoints1)
     wanted = f"scores [{len(pairs)}]"
     scores = returned_array(about, given.scores, wanted) if scored else np.ones(len(pairs))
