@@ -54,8 +54,8 @@ prepare: $(READY)
 	$(BIN)/python tools/readme.py
 
 lint: $(READY)
-	$(BIN)/ruff check nbs tests tools docs spfpn
-	$(BIN)/ruff format --check nbs tests tools docs
+	$(BIN)/ruff check nbs tests tools docs examples hubconf.py spfpn
+	$(BIN)/ruff format --check nbs tests tools docs examples hubconf.py
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 

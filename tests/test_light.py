@@ -257,3 +257,33 @@ def test_a_forked_process_is_told_to_load_its_own():
     child.start()
     assert "does not survive a fork" in here.recv()
     child.join()
+
+
+# ---- without spfpn, and by torch.hub
+
+
+def test_the_example_needs_no_spfpn(site, tmp_path):
+    from spfpn.features.export import export_student
+
+    graph = export_student("spfpn-s", "onnx", tmp_path / "s.onnx", Selection(300), describe=True)
+    example = Path(spfpn.__file__).parents[1] / "examples" / "match_onnx.py"
+    Image.open(PHOTO).crop((20, 10, 600, 400)).save(tmp_path / "moved.png")
+    arguments = [str(graph), str(PHOTO), str(tmp_path / "moved.png")]
+    code = f"""
+import runpy, sys
+sys.modules["spfpn"] = None
+sys.argv[1:] = {arguments}
+runpy.run_path({str(example)!r}, run_name="__main__")
+"""
+    done = run_light(site, "-c", code, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = np.array([line.split() for line in done.stdout.splitlines()], float)
+    moved = np.abs(rows[:, :2] - rows[:, 2:] - [20, 10]).max(1)
+    assert len(rows) > 100 and (moved < 1).mean() > 0.8
+
+
+@pytest.mark.parametrize("name", ["spfpn_s", "spfpn_l"])
+def test_torch_hub_loads_the_students(name):
+    folder = str(Path(spfpn.__file__).parents[1])
+    detector = torch.hub.load(folder, name, source="local", max_keypoints=20)
+    assert len(detector.detect(PHOTO)) == 20

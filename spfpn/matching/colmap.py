@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ..core.files import atomic_write
 from ..core.registry import import_extra
@@ -214,11 +215,12 @@ def _scene_points(
 
 
 def _scene_matches(
-    query: DescribedImage, model: Any, images: str | Path, matcher: ImageMatcher
+    query: DescribedImage, model: Any, images: str | Path, matcher: ImageMatcher, progress: bool
 ) -> tuple[np.ndarray, np.ndarray]:  # pixels [K, 2] and points in space [K, 3]
     "Match a photograph with the points of a model, by way of each of its photographs."
     ties: set[tuple[int, int]] = set()  # of a keypoint and a point in space
-    for image in model.images.values():
+    known = tqdm(model.images.values(), "match", disable=not progress, leave=False)
+    for image in known:
         found = matcher.match(query, matcher.describe(Path(images) / image.name))
         numbers = _scene_points(image, found.image1.keypoints)[found.indices[:, 1].numpy()]
         ties |= {(k, n) for k, n in zip(found.indices[:, 0].tolist(), numbers.tolist()) if n >= 0}
@@ -251,6 +253,7 @@ def localize(
     camera: Sequence[float] | None = None,  # fx, fy, cx, cy; None: the model's of this size
     matcher: ImageMatcher | None = None,  # as the model was built by; None: as in `match_folder`
     threshold: float = 4.0,  # largest error of an inlier, in pixels
+    progress: bool = True,
 ) -> Estimate:  # of [3, 4]: R and t, from the model's coordinates to the camera's
     """Find the pose of a new photograph in a model.
 
@@ -260,7 +263,7 @@ def localize(
         raise ValueError("there is no model: `reconstruct` found none in these photographs")
     pycolmap, matcher = _quiet_pycolmap(), matcher or _default_matcher()
     query = matcher.describe(photograph)
-    xy, xyz = _scene_matches(query, model, images, matcher)
+    xy, xyz = _scene_matches(query, model, images, matcher, progress)
     lens, guessed = _query_camera(pycolmap, model, query, camera)
     options = pycolmap.AbsolutePoseEstimationOptions()
     options.ransac.max_error = threshold
