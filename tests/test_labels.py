@@ -38,7 +38,7 @@ def filled(folder, numbers, shard: int = 64, **options) -> LabelStore:
 
 
 def test_any_row_is_read_and_memory_holds_a_few_groups_of_them(tmp_path, monkeypatch):
-    monkeypatch.setattr("spfpn.labels.store._CACHED_ROW_GROUPS", 10)
+    monkeypatch.setattr("spfpn.labels.store._CACHED_BYTES", 10_000)
     store = filled(tmp_path, range(1000))
     size, before, most = sum(s.stat().st_size for s in store.shards), pa.total_allocated_bytes(), 0
     for i in random.Random(0).sample(range(1000), 1000):

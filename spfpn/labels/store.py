@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ __all__ = ['LabelError', 'LabelStore', 'row_points', 'held_back_images']
 
 # %% ../../nbs/labels/store.ipynb #9f24d51e
 _ROW_GROUP_SIZE = 8
-_CACHED_ROW_GROUPS = 1024  # with 250 points a row, some 30 MB of them stay in memory
+_CACHED_BYTES = 2**28  # of row groups that stay in memory
 _POINT_COLUMNS = ("x", "y", "score", "x1", "y1", "score1")
 _AGAIN = "Delete it, and the next run labels its images again"
 
@@ -136,10 +136,13 @@ class _WritableShards(_Shards):
 class _Rows(_WritableShards):
     "A label store whose rows are read one at a time."
 
-    def __init__(self, folder: str | Path):
-        super().__init__(folder)
-        read = lru_cache(_CACHED_ROW_GROUPS)
-        self._group = read(lambda shard, group: _read(shard, group=group))
+    @cached_property
+    def _group(self) -> Callable[[Path, int], pa.Table]:
+        "Read a row group, or return it again; as many stay as `_CACHED_BYTES` hold, at least one."
+        files = [pq.read_metadata(shard) for shard in self._index[0]]
+        sizes = (f.row_group(g).total_byte_size for f in files for g in range(f.num_row_groups))
+        kept = max(1, _CACHED_BYTES // max(sizes, default=1))
+        return lru_cache(kept)(lambda shard, group: _read(shard, group=group))
 
     @cached_property
     def _index(self) -> tuple[list[Path], np.ndarray]:
