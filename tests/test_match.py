@@ -257,3 +257,40 @@ def test_an_option_that_would_be_ignored_is_refused(photographs, options, why):
     folder, _ = photographs
     code, said = command("match", folder / "a.png", folder / "b.png", *options)
     assert code == 2 and why in said
+
+
+def test_photographs_align_by_a_homography_alone(photographs):
+    folder, _ = photographs
+    found = spfpn.match(folder / "a.png", folder / "b.png", matcher="mnn")
+    with pytest.raises(ValueError, match="not by a fundamental matrix"):
+        found.align(found.fundamental())
+
+
+def test_an_overlay_of_another_place_has_no_blue_line(photographs, tmp_path):
+    folder, _ = photographs
+    pictures = {}
+    for name in ("b", "c"):
+        pictures[name] = tmp_path / f"{name}.png"
+        command(
+            "match", folder / "a.png", folder / f"{name}.png", "--matcher", "mnn",
+            "--overlay", pictures[name],
+        )  # fmt: skip
+    found = [Image.open(path).getcolors(10**6) for path in pictures.values()]
+    blue = [(86, 180, 233) in [color for _, color in colors] for colors in found]
+    assert blue == [True, False]
+
+
+@pytest.mark.parametrize("name, kind", [("o.png", "PNG"), ("o.JPG", "JPEG")])
+def test_a_picture_is_of_the_kind_of_its_name(photographs, tmp_path, name, kind):
+    folder, _ = photographs
+    files = (folder / "a.png", folder / "b.png")
+    assert command("match", *files, "--matcher", "mnn", "--align", tmp_path / name)[0] == 0
+    assert Image.open(tmp_path / name).format == kind
+    code, said = command("match", *files, "--align", tmp_path / "o.txt")
+    assert code == 2 and ".png or .jpg" in said and not (tmp_path / "o.txt").exists()
+
+
+def test_the_nearest_place_is_no_evidence(photographs):
+    folder, _ = photographs
+    _, said = command("match", folder / "a.png", folder / "b.png", "--matcher", "nearest")
+    assert "inliers do not show that it is the same place" in " ".join(said.split())
