@@ -2,11 +2,15 @@
 
 Sphinx reads a copy of the notebooks, README and cards in `_docs/source`, which has the folders of
 the repository, so that links between files hold. `docs/order.txt` orders the chapters.
+The page in `docs/demo` runs a detector in the browser; npm brings ONNX Runtime Web for it, once.
 """
 
 import re
 import shutil
+import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path, PurePosixPath
 
 import nbformat
@@ -17,6 +21,20 @@ ORDER = ROOT / "docs" / "order.txt"
 SOURCE = ROOT / "_docs" / "source"
 HTML = ROOT / "_docs" / "html"
 FRONT = "index"  # the notebook that README is made from
+DEMO = ROOT / "docs" / "demo"
+ONNXRUNTIME_WEB = "1.30.0"  # the version of the npm package
+RUNTIME_FILES = (
+    "ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",
+)
+RUNTIME_CACHE = ROOT / "_docs" / "npm" / f"onnxruntime-web-{ONNXRUNTIME_WEB}"
+EXAMPLE_SIZE = (600, 400)  # width and height of both example photographs
+EXAMPLE_HOMOGRAPHY = (  # from the first example to the second: a closer, turned, tilted view
+    (1.40, -0.30, -28.0),
+    (0.25, 1.45, -160.0),
+    (1e-4, 1.5e-4, 1.0),
+)
 
 Parts = dict[str, list[str]]
 
@@ -109,10 +127,13 @@ def is_hidden(cell) -> bool:
     return bool(re.match(r"#\|\s*(hide|default_exp)\b", cell.source))
 
 
-def write_contents(parts: Parts):
-    "Append the contents of the book to the front page."
+def write_contents(parts: Parts, demo: bool = False):
+    "Append the contents of the book to the front page, and the page that leads to the demo."
     trees = [toctree(title, [document(name) for name in names]) for title, names in parts.items()]
     trees.append(toctree("Reference", ["api/index"]))
+    if demo:
+        (SOURCE / "demo.md").write_text(DEMO_PAGE)
+        trees.insert(0, toctree("Demo", ["demo"]))
     with (SOURCE / "index.md").open("a") as page:
         page.write("\n\n" + "\n\n".join(trees))
 
@@ -126,6 +147,85 @@ def toctree(title: str, documents: list[str]) -> str:
     "Write one part of the contents."
     lines = ["```{toctree}", ":hidden:", f":caption: {title}", "", *documents, "```"]
     return "\n".join(lines)
+
+
+# ---- the page that runs in the browser ----
+
+DEMO_PAGE = """# Match in your browser
+
+The detector `spfpn-s` runs in a browser, without a server.
+The photographs stay on your machine.
+
+<p><a href="demo/index.html">Match two photographs in your browser</a></p>
+"""
+
+
+class DemoError(RuntimeError):
+    "The demo cannot be built here; the message has the reason."
+
+
+def build_demo(folder: Path):
+    "Write the page of `docs/demo` with all that it loads. Raises `DemoError`."
+    runtime = fetch_runtime()
+    shutil.rmtree(folder, ignore_errors=True)
+    weights = [ROOT / "spfpn" / "weights" / f"spfpn-s{end}" for end in (".onnx", ".describe.onnx")]
+    page = [path for path in DEMO.iterdir() if path.suffix in (".html", ".css", ".js")]
+    folder.mkdir(parents=True)
+    for path in (*page, *weights, *(runtime / name for name in RUNTIME_FILES)):
+        shutil.copyfile(path, folder / path.name)
+    write_examples(folder)
+
+
+def fetch_runtime() -> Path:
+    "Return the folder of ONNX Runtime Web; npm fills it the first time. Raises `DemoError`."
+    if RUNTIME_CACHE.is_dir():
+        return RUNTIME_CACHE
+    if (npm := shutil.which("npm")) is None:
+        raise DemoError("npm is not installed")
+    RUNTIME_CACHE.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=RUNTIME_CACHE.parent) as scratch:
+        package = f"onnxruntime-web@{ONNXRUNTIME_WEB}"
+        command = [npm, "pack", package, "--silent", "--fetch-retries=0"]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
+        if done.returncode:
+            reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            raise DemoError(f"npm pack {package} failed: {reason[0]}")
+        unpack_runtime(next(Path(scratch).glob("*.tgz")), Path(scratch) / "files")
+        (Path(scratch) / "files").replace(RUNTIME_CACHE)
+    return RUNTIME_CACHE
+
+
+def unpack_runtime(archive: Path, folder: Path):
+    "Copy the files that the page loads out of the npm package."
+    folder.mkdir()
+    with tarfile.open(archive) as package:
+        for name in RUNTIME_FILES:
+            (folder / name).write_bytes(package.extractfile(f"package/dist/{name}").read())
+
+
+def write_examples(folder: Path):
+    "Write a photograph, and a darker view of it through `EXAMPLE_HOMOGRAPHY`."
+    try:
+        from skimage import data, io, transform, util
+    except ImportError:
+        raise DemoError("scikit-image is not installed") from None
+    first = data.coffee()
+    back = transform.ProjectiveTransform(EXAMPLE_HOMOGRAPHY).inverse
+    second = 0.6 * transform.warp(first, back, output_shape=EXAMPLE_SIZE[::-1], order=3)
+    io.imsave(folder / "coffee.png", first, check_contrast=False)
+    io.imsave(folder / "coffee_again.png", util.img_as_ubyte(second), check_contrast=False)
+
+
+def try_demo() -> bool:
+    "Build the page, or say why it is left out."
+    shutil.rmtree(HTML / "demo", ignore_errors=True)
+    try:
+        build_demo(HTML / "demo")
+    except DemoError as error:
+        shutil.rmtree(HTML / "demo", ignore_errors=True)
+        print(f"docs/demo: left out, {error}", file=sys.stderr)
+        return False
+    return True
 
 
 # ---- API pages ----
@@ -176,7 +276,7 @@ def main():
     for warning in warnings:
         print(f"docs/order.txt: {warning}", file=sys.stderr)
     copy_sources()
-    write_contents(parts)
+    write_contents(parts, try_demo())
     write_api_pages()
     if status := sphinx(["-q", "-b", "html", "-c", str(ROOT / "docs"), str(SOURCE), str(HTML)]):
         sys.exit(status)
