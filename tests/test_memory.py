@@ -5,6 +5,7 @@ The address space of a child process is limited, so every failure is one of the 
 
 import multiprocessing
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -116,9 +117,12 @@ def label_folder(folder: Path, out: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def test_label_skips_and_names_it_too(folder, tmp_path):
-    ids, skipped = run_limited(34, label_folder, folder, tmp_path)
+    photos, out = tmp_path / "photos", tmp_path / "labels"
+    shutil.copytree(folder, photos)
+    Image.new("L", (8000, 8000)).save(photos / "2.png")  # 64 MB before anything is done with it
+    ids, skipped = run_limited(50, label_folder, photos, out)
     assert ids == ["1.png", "3.png"] and list(skipped) == ["2.png"]
-    assert f"{SIDE}×{SIDE} pixels need more memory" in skipped["2.png"]
+    assert "8000×8000 pixels need more memory" in skipped["2.png"]
 
 
 class Hungry(Brightness):

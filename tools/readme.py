@@ -1,7 +1,7 @@
-"""Write README.md from nbs/index.ipynb and the model cards from nbs/results/*.md.
+"""Write README.md from nbs/index.ipynb, nbs/README.md from docs/order.txt, and the model cards.
 
-`python tools/readme.py`. Comments in the text mark what is filled in: tables from the rows in
-nbs/results/, and the chapters from docs/order.txt. (`nbdev-readme` would need Quarto.)
+`python tools/readme.py`. Comments in the text of nbs/index.ipynb and nbs/results/*.md mark where
+tables from the rows in nbs/results/ go. (`nbdev-readme` would need Quarto.)
 """
 
 import posixpath
@@ -22,6 +22,7 @@ CARDS = ROOT / "spfpn" / "weights"
 NOTE = "<!-- Made from nbs/{} by `make readme`: edit that. -->\n\n"
 
 sys.path.insert(0, str(ROOT / "docs"))
+from book import ORDER, place_chapters, read_order  # noqa: E402
 
 
 def for_readers(notebook):
@@ -121,19 +122,16 @@ def quality_order(quality):
     return lambda names: -names.map(quality["repeatability@3"])
 
 
-def chapters():
-    "Fill `<!-- chapters -->`: the parts of the book with links to their notebooks."
-    from book import ORDER, place_chapters, read_order
-
-    parts, _ = place_chapters(read_order(ORDER.read_text(encoding="utf-8")))
-    rows = []
-    for part, names in parts.items():
-        links = [
-            f"[{Path(n).name}](nbs/{n}.ipynb)" for n in names if (NBS / f"{n}.ipynb").is_file()
-        ]
-        if links:
-            rows.append(f"| {part} | {', '.join(links)} |")
-    return "\n".join(rows)
+def title_and_subject(path):
+    "Return a chapter's first heading, and the quotation below it or nothing."
+    if path.suffix == ".md":
+        text = path.read_text(encoding="utf-8")
+    else:
+        cells = nbformat.read(path, 4).cells
+        text = next(cell.source for cell in cells if cell.source.startswith("# "))
+    title = re.search(r"(?m)^# (.+)", text)[1]
+    subject = re.search(r"(?m)^> (.+)", text)
+    return title, subject[1] if subject else ""
 
 
 FILLERS = {
@@ -150,8 +148,7 @@ def fill(text):
     def filled(match):
         return f"{match[0]}\n\n{FILLERS[match[1]](*match[2].split())}"
 
-    text = re.sub(rf"<!-- ({'|'.join(FILLERS)}): (.*?) -->", filled, text)
-    return text.replace("<!-- chapters -->", chapters()) if "<!-- chapters -->" in text else text
+    return re.sub(rf"<!-- ({'|'.join(FILLERS)}): (.*?) -->", filled, text)
 
 
 def write_readme():
@@ -167,6 +164,21 @@ def write_readme():
     (ROOT / "README.md").write_text(NOTE.format("index.ipynb") + text + "\n", encoding="utf-8")
 
 
+def write_chapters():
+    "Write nbs/README.md: the parts of docs/order.txt with their chapters."
+    parts, _ = place_chapters(read_order(ORDER.read_text(encoding="utf-8")))
+    text = "# Chapters\n\nEach chapter is a notebook. Most define a module of the library.\n"
+    for part, names in parts.items():
+        rows = [["chapter", "what it is about"]]
+        for name in names:
+            path = ROOT / name if name.endswith(".md") else NBS / f"{name}.ipynb"
+            title, subject = title_and_subject(path)
+            rows.append([f"[{title}]({posixpath.relpath(path, NBS)})", subject])
+        text += f"\n## {part}\n\n{to_markdown(rows)}\n"
+    note = "<!-- Made from docs/order.txt by `make readme`: edit that. -->\n\n"
+    (NBS / "README.md").write_text(note + text, encoding="utf-8")
+
+
 def write_cards():
     "Write the model cards beside the weights."
     for card in (NBS / "results").glob("*.md"):
@@ -177,4 +189,5 @@ def write_cards():
 
 if __name__ == "__main__":
     write_readme()
+    write_chapters()
     write_cards()

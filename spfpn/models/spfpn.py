@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import warnings
 from collections.abc import Iterable
 from functools import partial
@@ -267,6 +268,13 @@ class SPFPN(_Forward, PyTorchModelHubMixin):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_checkpoint(self, save_directory / _HUB_FILENAME)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> SPFPN:
+        "Return a bundled student by name, or that of a folder or a repository of the hub."
+        if str(name) in list_pretrained():
+            return load_checkpoint(str(name), options.get("map_location", "cpu"))
+        return super().from_pretrained(name, **options)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", **options: Any) -> SPFPN:

@@ -373,9 +373,9 @@ def _show_progress(
             waited += time.monotonic() - asked
             yield batch
             share = waited / (time.monotonic() - began)
-            loss = state.terms[-1]["loss"] if state.terms else math.nan
             bar.update()
-            bar.set_postfix(loss=f"{loss:.4f}", waited=f"{share:.0%}")
+            if state.terms:  # not after the last step of an epoch
+                bar.set_postfix(loss=f"{state.terms[-1]['loss']:.4f}", waited=f"{share:.0%}")
             asked = time.monotonic()
 
 # %% ../../nbs/train/loop.ipynb #126ec2cc
