@@ -1613,6 +1613,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'spfpn/models/spfpn.py'),
                                     'spfpn.models.spfpn.SPFPN._save_pretrained': ( 'models/spfpn.html#spfpn._save_pretrained',
                                                                                    'spfpn/models/spfpn.py'),
+                                    'spfpn.models.spfpn.SPFPN.from_pretrained': ( 'models/spfpn.html#spfpn.from_pretrained',
+                                                                                  'spfpn/models/spfpn.py'),
                                     'spfpn.models.spfpn.SPFPN.heatmap': ('models/spfpn.html#spfpn.heatmap', 'spfpn/models/spfpn.py'),
                                     'spfpn.models.spfpn.SPFPN.rescale': ('models/spfpn.html#spfpn.rescale', 'spfpn/models/spfpn.py'),
                                     'spfpn.models.spfpn.SPFPN.scores': ('models/spfpn.html#spfpn.scores', 'spfpn/models/spfpn.py'),

@@ -195,8 +195,10 @@ def check_pixels(
 
 # %% ../../nbs/data/decode.ipynb #22597a7e
 def _channels_first(image: Any) -> np.ndarray:
-    "Return the pixels of a PIL image or an array. Raises `ImageError`."
+    "Return the pixels of a PIL image, an array or a tensor. Raises `ImageError`."
     kind = type(image).__name__
+    if hasattr(image, "detach"):  # a tensor
+        return image.detach().cpu().numpy()
     if not isinstance(image, (Image.Image, np.ndarray)):
         raise ImageError(
             f"an image is a path, a PIL image, a numpy array or a tensor, not a {kind}"
@@ -213,7 +215,7 @@ def _channels_first(image: Any) -> np.ndarray:
 
 
 def to_image_array(
-    image: Any,  # path, PIL image, or array [H, W] or [H, W, 3]
+    image: Any,  # path, PIL image, array [H, W] or [H, W, 3], tensor [H, W] or [C, H, W]
     gray: bool = False,  # return the luma of colors
 ) -> np.ndarray:  # float32 [C, H, W] in [0, 1]; C is 1 (gray) or 3 (RGB)
     """Convert an image to a float array, from uint8, uint16, or floats in [0, 1].
