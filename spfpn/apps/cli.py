@@ -330,4 +330,4 @@ def print_table(
     Console(width=columns_wide, force_terminal=tty, force_jupyter=False).print(table)
 
 # %% ../../nbs/apps/cli.ipynb #c0f62001
-from . import cli_detect, cli_evaluate, cli_match, cli_tools  # noqa: F401
+from . import cli_data, cli_detect, cli_evaluate, cli_match, cli_tools  # noqa: F401
