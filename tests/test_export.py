@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pandas as pd
@@ -163,6 +164,76 @@ def test_a_near_tie_that_moves_the_end_of_a_full_budget_is_no_lost_keypoint():
         check_export(without, model, five)
 
 
+def test_a_graph_of_one_size_in_float16(student, tmp_path):
+    path = tmp_path / "s.onnx"
+    options = ("--size", "75x101", "--half", "--max-keypoints", 50)
+    result = call("export", student, "--out", path, *options)
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(path)
+    (image,) = session.get_inputs()
+    assert (image.shape, image.type) == ([1, 1, 75, 101], "tensor(float)")
+    shapes = [output.shape for output in session.get_outputs()]
+    assert shapes == [[1, 1, 75, 101], [1, 50, 2], [1, 50]]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["precision"] == "float16" and "[1, 1, 75, 101]" in facts["input"]
+    kinds = [tensor.data_type for tensor in onnx.load(path).graph.initializer]
+    assert kinds.count(onnx.TensorProto.FLOAT16) > 40
+
+    images, detector = photos((75, 101)), RuntimeDetector(path)
+    with torch.no_grad():
+        expected = load_checkpoint(student).heatmap(images)
+    off = (detector.heatmap(images) - expected).abs().max()
+    assert 1e-6 < off < 2e-3, "two images, one after the other, in float16"
+    with pytest.raises(ValueError, match="made for images of 75×101, this one has 60×80"):
+        detector.detect(photos((60, 80)))
+
+
+def test_openvino_stores_float16(student, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(spfpn.features.export, "student_onnx", lambda *_: exported.read_bytes())
+    for name, half in (("full", False), ("half", True)):
+        path = tmp_path / f"{name}.xml"
+        export_student(student, "openvino", path, CHOICE, half=half)
+    small, large = ((tmp_path / f"{name}.bin").stat().st_size for name in ("half", "full"))
+    assert small < 0.6 * large
+
+
+def _write_onnx(path, source, target):
+    "A graph that gives what it gets."
+    kind = onnx.TensorProto.FLOAT
+    ends = [onnx.helper.make_tensor_value_info(n, kind, [1, 1, 8, 8]) for n in (source, target)]
+    node = onnx.helper.make_node("Identity", [source], [target])
+    graph = onnx.helper.make_graph([node], "graph", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("ends", [("x", "y"), ("image", "y"), ("x", "heatmap")])
+def test_a_foreign_graph_is_named(ends, tmp_path):
+    foreign = _write_onnx(tmp_path / "foreign.onnx", *ends)
+    reason = f"foreign.onnx: .*its graph leads from {ends[0]} to {ends[1]}, not from image"
+    with pytest.raises(ValueError, match=reason):
+        RuntimeDetector(foreign)
+    openvino.save_model(openvino.Core().read_model(foreign), tmp_path / "foreign.xml")
+    with pytest.raises(ValueError, match=reason.replace(".onnx", ".xml")):
+        RuntimeDetector(tmp_path / "foreign.xml", "openvino")
+
+
+@pytest.mark.parametrize(
+    "runtime, ends", [("onnx", ".onnx"), ("openvino", ".xml .bin"), ("torch-export", ".pt2")]
+)
+@pytest.mark.parametrize("content", [b"", b"no graph"])
+def test_a_damaged_file_is_named(runtime, ends, content, tmp_path):
+    for end in ends.split():
+        (tmp_path / f"broken{end}").write_bytes(content)
+    file = tmp_path / f"broken{ends.split()[0]}"
+    with pytest.raises(ValueError, match=f"{file.name}: not a whole file of this kind"):
+        RuntimeDetector(file, runtime)
+    photo = sample_images(TEST_SAMPLES).paths[0]
+    result = call("detect", photo, "--checkpoint", file, "--runtime", runtime)
+    assert result.exit_code == 2 and f"broken{ends[:4]}" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_onnxruntime_needs_no_torch(exported):
     code = f"""
 import sys; sys.modules["torch"] = None
@@ -237,9 +308,8 @@ def test_detecting_in_a_runtime_and_measuring_it(student, exported, tmp_path):
 
 def test_openvino(student, exported, tmp_path, monkeypatch):
     openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    monkeypatch.setattr(
-        spfpn.features.export, "_to_onnx", lambda *_: {".onnx": exported.read_bytes()}
-    )  # what OpenVINO reads, made once
+    # what OpenVINO reads, made once
+    monkeypatch.setattr(spfpn.features.export, "student_onnx", lambda *_: exported.read_bytes())
     assert (
         call(
             "export",
@@ -332,6 +402,11 @@ def test_without_an_extra_the_error_is_the_command_that_installs_it(
         (("nosuch",), "nosuch"),
         (("s.safetensors", "--format", "tensorrt"), "choose one of onnx"),
         (("s.safetensors", "--out", "s.pb"), "ends in .onnx"),
+        (("spfpn-s", "--nms-radius", 3), "--nms-radius needs --max-keypoints"),
+        (("spfpn-s", "--describe"), "--max-keypoints N"),
+        (("spfpn-s", "--size", "480"), "write HEIGHTxWIDTH"),
+        (("spfpn-s", "--size", "8x8"), "each at least 32"),
+        (("spfpn-s", "--half", "--format", "torch-export"), "leave out --half, or choose onnx"),
     ],
 )
 def test_errors_are_one_message(arguments, message):

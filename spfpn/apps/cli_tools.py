@@ -88,6 +88,17 @@ def _config_command(
 _OUT_HELP = "Beside the checkpoint when not given; of a bundled student here."
 _DESCRIBED_POINTS_HELP = "Descriptors of the keypoints; with --max-keypoints."
 _POINTS_HELP = "Also choose this many keypoints inside the graph; 0 means the heatmap alone."
+_RADIUS_HELP = "Pixels, 4 when not given; with --max-keypoints."
+_FIXED_HELP = "For single images of this size; any size when not given."
+_HALF_HELP = "Calculate in float16, for onnx, or store the weights so, for openvino."
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    "Read `480x640` as (height, width)."
+    numbers = text.lower().split("x")
+    if len(numbers) != 2 or not all(n.isdigit() and int(n) >= 32 for n in numbers):
+        raise typer.BadParameter(f"{text!r}: write HEIGHTxWIDTH, each at least 32, such as 480x640")
+    return int(numbers[0]), int(numbers[1])
 
 
 @app.command("export", epilog=example("export spfpn-s --format onnx --max-keypoints 1000"))
@@ -98,24 +109,22 @@ def _export_command(
     format: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
     out: Annotated[Path | None, typer.Option(metavar="FILE", help=_OUT_HELP)] = None,
     max_keypoints: Annotated[int, typer.Option(min=0, help=_POINTS_HELP)] = 0,
-    nms_radius: Annotated[int, typer.Option(min=0, help="Pixels; with --max-keypoints.")] = 4,
+    nms_radius: Annotated[int | None, typer.Option(min=0, help=_RADIUS_HELP)] = None,
     describe: Annotated[bool, typer.Option("--describe", help=_DESCRIBED_POINTS_HELP)] = False,
+    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help=_FIXED_HELP)] = "",
+    half: Annotated[bool, typer.Option("--half", help=_HALF_HELP)] = False,
 ) -> None:
     "Write a student for another runtime, when it gives the same there as in PyTorch."
     from spfpn.features.export import export_student
     from spfpn.features.keypoints import Selection
 
-    selection = Selection(max_keypoints, nms_radius) if max_keypoints else None
-    written = export_student(checkpoint, format, out, selection, describe)
+    if nms_radius is not None and not max_keypoints:
+        raise typer.BadParameter("--nms-radius needs --max-keypoints N, which chooses keypoints")
+    radius = Selection.nms_radius if nms_radius is None else nms_radius
+    selection = Selection(max_keypoints, radius) if max_keypoints else None
+    fixed = _parse_size(size) if size else None
+    written = export_student(checkpoint, format, out, selection, describe, fixed, half)
     say_written(written, f"{checkpoint} as {format}")
-
-# %% ../../nbs/apps/cli_tools.ipynb #80a0482b
-def _parse_size(text: str) -> tuple[int, int]:
-    "Read `480x640` as (height, width)."
-    numbers = text.lower().split("x")
-    if len(numbers) != 2 or not all(n.isdigit() and int(n) >= 32 for n in numbers):
-        raise typer.BadParameter(f"{text!r}: write HEIGHTxWIDTH, each at least 32, such as 480x640")
-    return int(numbers[0]), int(numbers[1])
 
 # %% ../../nbs/apps/cli_tools.ipynb #13dda6d9
 _benchmark_app = typer.Typer(
