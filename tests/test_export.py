@@ -1,8 +1,10 @@
 "A student in other runtimes, and how long it takes there."
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -11,14 +13,17 @@ import openvino
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 import spfpn
+import spfpn.evaluate.quantization
 import spfpn.features.export
 from spfpn.apps.cli import app
 from spfpn.core.files import content_digest
 from spfpn.data.images import TEST_SAMPLES, sample_images
 from spfpn.data.sequences import warped_sample_sequences
+from spfpn.evaluate.quantization import QuantizationCost
 from spfpn.evaluate.repeatability import R1
 from spfpn.features.export import (
     ExportError,
@@ -195,6 +200,59 @@ def test_openvino_stores_float16(student, exported, tmp_path, monkeypatch):
         export_student(student, "openvino", path, CHOICE, half=half)
     small, large = ((tmp_path / f"{name}.bin").stat().st_size for name in ("half", "full"))
     assert small < 0.6 * large
+
+
+def test_int8_says_what_it_costs(student, exported, tmp_path, monkeypatch):
+    whole = exported.read_bytes()
+    monkeypatch.setattr(spfpn.evaluate.quantization, "student_onnx", lambda *_: whole)
+    path = tmp_path / "s.onnx"
+    options = ("--int8", "--max-keypoints", 200, "--nms-radius", 3, "--out", path)
+    result = call("export", student, *options)
+    assert result.exit_code == 0, result.output
+    assert "% of the keypoints stay within 1 px; repeatability 0." in result.output
+    facts = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert facts["precision"] == "int8" and 0.9 < float(facts["kept_1px"]) < 1
+    assert abs(float(facts["R1@3"]) - float(facts["R1@3_float32"])) < 0.03
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert operators.count("QuantizeLinear") > 5 and path.stat().st_size < 0.9 * len(whole)
+
+    path.unlink()
+    bad = QuantizationCost(kept=0.4, repeatability=0.5, before=0.8)
+    monkeypatch.setattr(spfpn.evaluate.quantization, "measure_cost", lambda *_: bad)
+    result = call("export", student, *options)
+    assert result.exit_code == 2 and "export it with --half" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_example_in_cpp_finds_what_python_finds(exported, tmp_path):
+    if not (shutil.which("cmake") and shutil.which("c++")):
+        pytest.skip("no CMake or no C++ compiler")
+    source, build = Path(__file__).parents[1] / "examples/cpp", tmp_path / "build"
+    package = f"-DOpenVINO_DIR={openvino.utils.get_cmake_path()}"
+    for command in (["-S", source, "-B", build, package], ["--build", build]):
+        subprocess.run(["cmake", *command], check=True, capture_output=True)
+    pixels = np.asarray(Image.open(sample_images(TEST_SAMPLES).paths[0]).convert("L"))
+    Image.fromarray(pixels).save(tmp_path / "photo.pgm")
+    program = build / "points"
+    result = subprocess.run(
+        [program, exported, tmp_path / "photo.pgm"], capture_output=True, text=True, check=True
+    )
+    found = np.array([line.split() for line in result.stdout.splitlines()], float)
+
+    image = np.float32(pixels)[None, None] / 255
+    _, xy, scores = onnxruntime.InferenceSession(exported).run(None, {"image": image})
+    np.testing.assert_allclose(found[:, 2], scores[0][scores[0] > 0], atol=1e-4)
+    near = np.linalg.norm(found[:, None, :2] - xy[0][None], axis=2).min(1)
+    assert len(found) == CHOICE.max_keypoints and np.median(near) < 0.01
+    assert (near < 0.01).mean() > 0.98, "equal scores may come in another order"
+
+    for arguments, message in (
+        ([], "usage: points"),
+        ([exported, exported], "student.onnx: not a PGM"),
+    ):
+        result = subprocess.run([program, *arguments], capture_output=True, text=True)
+        assert result.returncode == 2 and message in result.stderr
 
 
 def _write_onnx(path, source, target):
@@ -407,6 +465,8 @@ def test_without_an_extra_the_error_is_the_command_that_installs_it(
         (("spfpn-s", "--size", "480"), "write HEIGHTxWIDTH"),
         (("spfpn-s", "--size", "8x8"), "each at least 32"),
         (("spfpn-s", "--half", "--format", "torch-export"), "leave out --half, or choose onnx"),
+        (("spfpn-s", "--int8", "--half"), "leave out one"),
+        (("spfpn-s", "--int8", "--format", "openvino"), "leave out --int8, or choose onnx"),
     ],
 )
 def test_errors_are_one_message(arguments, message):

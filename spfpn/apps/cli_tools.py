@@ -90,6 +90,7 @@ _DESCRIBED_POINTS_HELP = "Descriptors of the keypoints; with --max-keypoints."
 _POINTS_HELP = "Also choose this many keypoints inside the graph; 0 means the heatmap alone."
 _RADIUS_HELP = "Pixels, 4 when not given; with --max-keypoints."
 _FIXED_HELP = "For single images of this size; any size when not given."
+_INT8_HELP = "Eight bits, for onnx, and print what they cost."
 _HALF_HELP = "Calculate in float16, for onnx, or store the weights so, for openvino."
 
 
@@ -113,6 +114,7 @@ def _export_command(
     describe: Annotated[bool, typer.Option("--describe", help=_DESCRIBED_POINTS_HELP)] = False,
     size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help=_FIXED_HELP)] = "",
     half: Annotated[bool, typer.Option("--half", help=_HALF_HELP)] = False,
+    int8: Annotated[bool, typer.Option("--int8", help=_INT8_HELP)] = False,
 ) -> None:
     "Write a student for another runtime, when it gives the same there as in PyTorch."
     from spfpn.features.export import export_student
@@ -123,8 +125,18 @@ def _export_command(
     radius = Selection.nms_radius if nms_radius is None else nms_radius
     selection = Selection(max_keypoints, radius) if max_keypoints else None
     fixed = _parse_size(size) if size else None
-    written = export_student(checkpoint, format, out, selection, describe, fixed, half)
-    say_written(written, f"{checkpoint} as {format}")
+    if int8 and half:
+        raise typer.BadParameter("--int8 and --half exclude each other: leave out one")
+    if int8 and format != "onnx":
+        raise typer.BadParameter(f"{format} has no int8: leave out --int8, or choose onnx")
+    if not int8:
+        written = export_student(checkpoint, format, out, selection, describe, fixed, half)
+        return say_written(written, f"{checkpoint} as {format}")
+    from spfpn.evaluate.quantization import export_int8
+
+    written, cost = export_int8(checkpoint, out, selection, describe, fixed)
+    echo(str(cost))
+    say_written(written, f"{checkpoint} as {format} in int8")
 
 # %% ../../nbs/apps/cli_tools.ipynb #13dda6d9
 _benchmark_app = typer.Typer(
