@@ -68,7 +68,7 @@ _ROOT_HELP = "The data folder; $DATA_DIR, or data_dir of settings.ini, when not 
 
 @app.command("data", epilog=example("data hpatches"))
 def _data_command(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help=_NAME_HELP)] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help=_NAME_HELP)] = "",
     data_folder: Annotated[
         Path | None, typer.Option("--data-dir", metavar="FOLDER", help=_ROOT_HELP)
     ] = None,
