@@ -13,6 +13,7 @@ import openvino
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -35,6 +36,7 @@ from spfpn.features.export import (
 from spfpn.features.factory import LocalFeature
 from spfpn.features.keypoints import Selection, extract_keypoints, keypoint_region
 from spfpn.features.student import StudentDetector
+from spfpn.matching.matchers import match_mnn
 from spfpn.models.spfpn import (
     list_pretrained,
     load_checkpoint,
@@ -255,6 +257,25 @@ def test_the_example_in_cpp_finds_what_python_finds(exported, tmp_path):
         assert result.returncode == 2 and message in result.stderr
 
 
+def test_the_matcher_in_onnx_takes_any_number_of_descriptors(tmp_path):
+    result = call("export", "mnn", "--out", tmp_path / "mnn.onnx")
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(tmp_path / "mnn.onnx")
+    shapes = [end.shape for end in (*session.get_inputs(), *session.get_outputs())]
+    known = [["count0", "length"], ["count1", "length"], ["matches", 2], ["matches"]]
+    assert shapes == known
+    generator = torch.Generator().manual_seed(0)
+    for n, m, length in ((70, 90, 128), (1, 1, 64), (5, 0, 128), (0, 0, 128)):
+        one, two = (torch.randn(k, length, generator=generator) for k in (n, m))
+        one, two = (F.normalize(x, dim=1) for x in (one, two))
+        if n and m:
+            two[0] = -one[0]  # the least cosine there is
+        found = session.run(None, {"descriptors0": one.numpy(), "descriptors1": two.numpy()})
+        expected = match_mnn(one, two)
+        assert np.array_equal(found[0], expected.indices.numpy())
+        np.testing.assert_allclose(found[1], expected.scores, atol=1e-6)
+
+
 def _write_onnx(path, source, target):
     "A graph that gives what it gets."
     kind = onnx.TensorProto.FLOAT
@@ -465,6 +486,9 @@ def test_without_an_extra_the_error_is_the_command_that_installs_it(
         (("spfpn-s", "--size", "480"), "write HEIGHTxWIDTH"),
         (("spfpn-s", "--size", "8x8"), "each at least 32"),
         (("spfpn-s", "--half", "--format", "torch-export"), "leave out --half, or choose onnx"),
+        (("mnn", "--half"), "leave out --half"),
+        (("mnn", "--format", "openvino"), "mnn is written as onnx"),
+        (("mnn", "--out", "mnn.xml"), "ends in .onnx"),
         (("spfpn-s", "--int8", "--half"), "leave out one"),
         (("spfpn-s", "--int8", "--format", "openvino"), "leave out --int8, or choose onnx"),
     ],

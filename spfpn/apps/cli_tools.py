@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -85,6 +85,7 @@ def _config_command(
     print_table(columns, wrap=("value", "default", "accepts", "meaning"))
 
 # %% ../../nbs/apps/cli_tools.ipynb #0079ae2c
+_EXPORTED_HELP = "A checkpoint, a bundled student, or the matcher mnn."
 _OUT_HELP = "Beside the checkpoint when not given; of a bundled student here."
 _DESCRIBED_POINTS_HELP = "Descriptors of the keypoints; with --max-keypoints."
 _POINTS_HELP = "Also choose this many keypoints inside the graph; 0 means the heatmap alone."
@@ -102,11 +103,20 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
+def _export_matcher(out: Path | None, format: str, options: dict[str, Any]) -> None:
+    "Write the matcher `mnn`, which has no other options."
+    from spfpn.matching.matcher_graph import export_matcher
+
+    given = [name for name, value in options.items() if value not in (None, 0, "", False)]
+    if given or format != "onnx":
+        what = f"--{given[0].replace('_', '-')}" if given else f"--format {format}"
+        raise typer.BadParameter(f"mnn is written as onnx, without options: leave out {what}")
+    say_written(export_matcher(out or "mnn.onnx"), "mnn as onnx")
+
+
 @app.command("export", epilog=example("export spfpn-s --format onnx --max-keypoints 1000"))
 def _export_command(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT|NAME", help="A checkpoint or a bundled student.")
-    ],
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT|NAME", help=_EXPORTED_HELP)],
     format: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
     out: Annotated[Path | None, typer.Option(metavar="FILE", help=_OUT_HELP)] = None,
     max_keypoints: Annotated[int, typer.Option(min=0, help=_POINTS_HELP)] = 0,
@@ -120,6 +130,9 @@ def _export_command(
     from spfpn.features.export import export_student
     from spfpn.features.keypoints import Selection
 
+    if checkpoint == "mnn":
+        chosen = dict(max_keypoints=max_keypoints, nms_radius=nms_radius, describe=describe)
+        return _export_matcher(out, format, chosen | dict(size=size, half=half, int8=int8))
     if nms_radius is not None and not max_keypoints:
         raise typer.BadParameter("--nms-radius needs --max-keypoints N, which chooses keypoints")
     radius = Selection.nms_radius if nms_radius is None else nms_radius
