@@ -1,23 +1,30 @@
 "A student in other runtimes, and how long it takes there."
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from typer.testing import CliRunner
 
 import spfpn
+import spfpn.evaluate.quantization
 import spfpn.features.export
 from spfpn.apps.cli import app
 from spfpn.core.files import content_digest
 from spfpn.data.images import TEST_SAMPLES, sample_images
 from spfpn.data.sequences import warped_sample_sequences
+from spfpn.evaluate.quantization import QuantizationCost
 from spfpn.evaluate.repeatability import R1
 from spfpn.features.export import (
     ExportError,
@@ -29,6 +36,7 @@ from spfpn.features.export import (
 from spfpn.features.factory import LocalFeature
 from spfpn.features.keypoints import Selection, extract_keypoints, keypoint_region
 from spfpn.features.student import StudentDetector
+from spfpn.matching.matchers import match_mnn
 from spfpn.models.spfpn import (
     list_pretrained,
     load_checkpoint,
@@ -163,6 +171,148 @@ def test_a_near_tie_that_moves_the_end_of_a_full_budget_is_no_lost_keypoint():
         check_export(without, model, five)
 
 
+def test_a_graph_of_one_size_in_float16(student, tmp_path):
+    path = tmp_path / "s.onnx"
+    options = ("--size", "75x101", "--half", "--max-keypoints", 50)
+    result = call("export", student, "--out", path, *options)
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(path)
+    (image,) = session.get_inputs()
+    assert (image.shape, image.type) == ([1, 1, 75, 101], "tensor(float)")
+    shapes = [output.shape for output in session.get_outputs()]
+    assert shapes == [[1, 1, 75, 101], [1, 50, 2], [1, 50]]
+    facts = session.get_modelmeta().custom_metadata_map
+    assert facts["precision"] == "float16" and "[1, 1, 75, 101]" in facts["input"]
+    kinds = [tensor.data_type for tensor in onnx.load(path).graph.initializer]
+    assert kinds.count(onnx.TensorProto.FLOAT16) > 40
+
+    images, detector = photos((75, 101)), RuntimeDetector(path)
+    with torch.no_grad():
+        expected = load_checkpoint(student).heatmap(images)
+    off = (detector.heatmap(images) - expected).abs().max()
+    assert 1e-6 < off < 2e-3, "two images, one after the other, in float16"
+    with pytest.raises(ValueError, match="made for images of 75×101, this one has 60×80"):
+        detector.detect(photos((60, 80)))
+
+
+def test_openvino_stores_float16(student, exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(spfpn.features.export, "student_onnx", lambda *_: exported.read_bytes())
+    for name, half in (("full", False), ("half", True)):
+        path = tmp_path / f"{name}.xml"
+        export_student(student, "openvino", path, CHOICE, half=half)
+    small, large = ((tmp_path / f"{name}.bin").stat().st_size for name in ("half", "full"))
+    assert small < 0.6 * large
+
+
+def test_int8_says_what_it_costs(student, exported, tmp_path, monkeypatch):
+    whole = exported.read_bytes()
+    monkeypatch.setattr(spfpn.evaluate.quantization, "student_onnx", lambda *_: whole)
+    path = tmp_path / "s.onnx"
+    options = ("--int8", "--max-keypoints", 200, "--nms-radius", 3, "--out", path)
+    result = call("export", student, *options)
+    assert result.exit_code == 0, result.output
+    assert "% of the keypoints stay within 1 px; repeatability 0." in result.output
+    facts = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
+    assert facts["precision"] == "int8" and 0.9 < float(facts["kept_1px"]) < 1
+    assert abs(float(facts["R1@3"]) - float(facts["R1@3_float32"])) < 0.03
+    operators = [node.op_type for node in onnx.load(path).graph.node]
+    assert operators.count("QuantizeLinear") > 5 and path.stat().st_size < 0.9 * len(whole)
+
+    path.unlink()
+    bad = QuantizationCost(kept=0.4, repeatability=0.5, before=0.8)
+    monkeypatch.setattr(spfpn.evaluate.quantization, "measure_cost", lambda *_: bad)
+    result = call("export", student, *options)
+    assert result.exit_code == 2 and "export it with --half" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_example_in_cpp_finds_what_python_finds(exported, tmp_path):
+    if not (shutil.which("cmake") and shutil.which("c++")):
+        pytest.skip("no CMake or no C++ compiler")
+    source, build = Path(__file__).parents[1] / "examples/cpp", tmp_path / "build"
+    package = f"-DOpenVINO_DIR={openvino.utils.get_cmake_path()}"
+    for command in (["-S", source, "-B", build, package], ["--build", build]):
+        subprocess.run(["cmake", *command], check=True, capture_output=True)
+    pixels = np.asarray(Image.open(sample_images(TEST_SAMPLES).paths[0]).convert("L"))
+    Image.fromarray(pixels).save(tmp_path / "photo.pgm")
+    program = build / "points"
+    result = subprocess.run(
+        [program, exported, tmp_path / "photo.pgm"], capture_output=True, text=True, check=True
+    )
+    found = np.array([line.split() for line in result.stdout.splitlines()], float)
+
+    image = np.float32(pixels)[None, None] / 255
+    _, xy, scores = onnxruntime.InferenceSession(exported).run(None, {"image": image})
+    np.testing.assert_allclose(found[:, 2], scores[0][scores[0] > 0], atol=1e-4)
+    near = np.linalg.norm(found[:, None, :2] - xy[0][None], axis=2).min(1)
+    assert len(found) == CHOICE.max_keypoints and np.median(near) < 0.01
+    assert (near < 0.01).mean() > 0.98, "equal scores may come in another order"
+
+    for arguments, message in (
+        ([], "usage: points"),
+        ([exported, exported], "student.onnx: not a PGM"),
+    ):
+        result = subprocess.run([program, *arguments], capture_output=True, text=True)
+        assert result.returncode == 2 and message in result.stderr
+
+
+def test_the_matcher_in_onnx_takes_any_number_of_descriptors(tmp_path):
+    result = call("export", "mnn", "--out", tmp_path / "mnn.onnx")
+    assert result.exit_code == 0, result.output
+    session = onnxruntime.InferenceSession(tmp_path / "mnn.onnx")
+    shapes = [end.shape for end in (*session.get_inputs(), *session.get_outputs())]
+    known = [["count0", "length"], ["count1", "length"], ["matches", 2], ["matches"]]
+    assert shapes == known
+    generator = torch.Generator().manual_seed(0)
+    for n, m, length in ((70, 90, 128), (1, 1, 64), (5, 0, 128), (0, 0, 128)):
+        one, two = (torch.randn(k, length, generator=generator) for k in (n, m))
+        one, two = (F.normalize(x, dim=1) for x in (one, two))
+        if n and m:
+            two[0] = -one[0]  # the least cosine there is
+        found = session.run(None, {"descriptors0": one.numpy(), "descriptors1": two.numpy()})
+        expected = match_mnn(one, two)
+        assert np.array_equal(found[0], expected.indices.numpy())
+        np.testing.assert_allclose(found[1], expected.scores, atol=1e-6)
+
+
+def _write_onnx(path, source, target):
+    "A graph that gives what it gets."
+    kind = onnx.TensorProto.FLOAT
+    ends = [onnx.helper.make_tensor_value_info(n, kind, [1, 1, 8, 8]) for n in (source, target)]
+    node = onnx.helper.make_node("Identity", [source], [target])
+    graph = onnx.helper.make_graph([node], "graph", ends[:1], ends[1:])
+    onnx.save(onnx.helper.make_model(graph, ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("ends", [("x", "y"), ("image", "y"), ("x", "heatmap")])
+def test_a_foreign_graph_is_named(ends, tmp_path):
+    foreign = _write_onnx(tmp_path / "foreign.onnx", *ends)
+    reason = f"foreign.onnx: .*its graph leads from {ends[0]} to {ends[1]}, not from image"
+    with pytest.raises(ValueError, match=reason):
+        RuntimeDetector(foreign)
+    openvino.save_model(openvino.Core().read_model(foreign), tmp_path / "foreign.xml")
+    with pytest.raises(ValueError, match=reason.replace(".onnx", ".xml")):
+        RuntimeDetector(tmp_path / "foreign.xml", "openvino")
+
+
+@pytest.mark.parametrize(
+    "runtime, ends", [("onnx", ".onnx"), ("openvino", ".xml .bin"), ("torch-export", ".pt2")]
+)
+@pytest.mark.parametrize("content", [b"", b"no graph"])
+def test_a_damaged_file_is_named(runtime, ends, content, tmp_path):
+    for end in ends.split():
+        (tmp_path / f"broken{end}").write_bytes(content)
+    file = tmp_path / f"broken{ends.split()[0]}"
+    with pytest.raises(ValueError, match=f"{file.name}: not a whole file of this kind"):
+        RuntimeDetector(file, runtime)
+    photo = sample_images(TEST_SAMPLES).paths[0]
+    result = call("detect", photo, "--checkpoint", file, "--runtime", runtime)
+    assert result.exit_code == 2 and f"broken{ends[:4]}" in result.output
+    assert "Traceback" not in result.output
+
+
 def test_onnxruntime_needs_no_torch(exported):
     code = f"""
 import sys; sys.modules["torch"] = None
@@ -237,9 +387,8 @@ def test_detecting_in_a_runtime_and_measuring_it(student, exported, tmp_path):
 
 def test_openvino(student, exported, tmp_path, monkeypatch):
     openvino = pytest.importorskip("openvino", reason="the extra openvino is not installed")
-    monkeypatch.setattr(
-        spfpn.features.export, "_to_onnx", lambda *_: {".onnx": exported.read_bytes()}
-    )  # what OpenVINO reads, made once
+    # what OpenVINO reads, made once
+    monkeypatch.setattr(spfpn.features.export, "student_onnx", lambda *_: exported.read_bytes())
     assert (
         call(
             "export",
@@ -332,6 +481,16 @@ def test_without_an_extra_the_error_is_the_command_that_installs_it(
         (("nosuch",), "nosuch"),
         (("s.safetensors", "--format", "tensorrt"), "choose one of onnx"),
         (("s.safetensors", "--out", "s.pb"), "ends in .onnx"),
+        (("spfpn-s", "--nms-radius", 3), "--nms-radius needs --max-keypoints"),
+        (("spfpn-s", "--describe"), "--max-keypoints N"),
+        (("spfpn-s", "--size", "480"), "write HEIGHTxWIDTH"),
+        (("spfpn-s", "--size", "8x8"), "each at least 32"),
+        (("spfpn-s", "--half", "--format", "torch-export"), "leave out --half, or choose onnx"),
+        (("mnn", "--half"), "leave out --half"),
+        (("mnn", "--format", "openvino"), "mnn is written as onnx"),
+        (("mnn", "--out", "mnn.xml"), "ends in .onnx"),
+        (("spfpn-s", "--int8", "--half"), "leave out one"),
+        (("spfpn-s", "--int8", "--format", "openvino"), "leave out --int8, or choose onnx"),
     ],
 )
 def test_errors_are_one_message(arguments, message):

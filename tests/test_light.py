@@ -144,10 +144,28 @@ def test_a_light_match_without_opencv_still_writes_matches(site, tmp_path):
     assert (tmp_path / "found" / "matches.csv").read_text().startswith("x0,y0,x1,y1,score,inlier\n")
 
 
-@pytest.mark.parametrize("command", ["detect", "match"])
+@pytest.mark.parametrize("command", ["detect", "match", "watch", "data"])
 def test_help_of_the_light_commands(site, tmp_path, command):
     done = run_light(site, "-m", "spfpn", command, "--help", folder=tmp_path)
     assert done.returncode == 0 and "Example: spfpn" in done.stdout
+
+
+def test_light_frames_are_watched_without_opencv(site, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for k in range(3):
+        box = (4 * k, 0, 4 * k + 160, 120)
+        Image.open(PHOTO).crop(box).save(tmp_path / "frames" / f"{k}.png")
+    done = run_light(site, "-m", "spfpn", "watch", "frames", "--out", "seen", folder=tmp_path)
+    assert done.returncode == 0 and "wrote 3 frames to seen" in done.stdout, done.stderr
+    assert len(list((tmp_path / "seen").iterdir())) == 3
+    done = run_light(site, "-m", "spfpn", "watch", "frames", "--out", "a.mp4", folder=tmp_path)
+    assert done.returncode == 2 and "need OpenCV: pip install" in done.stderr
+    assert not list(tmp_path.glob("a.mp4*"))
+
+
+def test_light_data_sets_are_listed(site, tmp_path):
+    done = run_light(site, "-m", "spfpn", "data", "--data-dir", tmp_path, folder=tmp_path)
+    assert done.returncode == 0 and "hpatches" in done.stdout, done.stderr
 
 
 def test_detecting_imports_nothing_heavy_where_pytorch_is_installed(tmp_path):

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 import spfpn
 from spfpn.apps.cli import app
 from spfpn.data.images import ImageError, sample_images
-from spfpn.features.export import RuntimeDetector, _Graph
+from spfpn.features.export import RuntimeDetector
 from spfpn.features.factory import make_detector
+from spfpn.features.graphs import StudentGraph
 from spfpn.features.keypoints import Selection, extract_keypoints, keypoint_region
 from spfpn.features.teachers import SuperPoint
 from spfpn.features.xfeat import XFeat
@@ -178,7 +179,7 @@ def test_a_graph_with_points_knows_where_an_image_is_flat():
     image = torch.cat((PHOTO, torch.full_like(PHOTO, 0.5), PHOTO))
     image[2, ..., 70:] = 0.2
     with torch.no_grad():
-        heatmap, xy, scores = _Graph(model, selection)(image)
+        heatmap, xy, scores = StudentGraph(model, selection)(image)
     between = replace(selection, subpixel=True)
     expected = extract_keypoints(heatmap, between, keypoint_region(image))
     for points, place, score in zip(expected, xy, scores):

@@ -21,9 +21,12 @@ def storable(outputs: list) -> list:
     kept = []
     for output in outputs:
         data = output.get("data", {})
-        if output.get("name") == "stderr" or any(word in kind for kind in data for word in HIDDEN):
-            continue
         pictures = [kind for kind in ("image/png", "image/jpeg") if kind in data]
+        hidden = any(word in kind for kind in data for word in HIDDEN)
+        if output.get("name") == "stderr" or (hidden and not pictures):
+            continue
+        if hidden:  # a figure with a picture beside it
+            output["data"] = data = {kind: data[kind] for kind in pictures}
         for kind in sorted(pictures, key=lambda kind: len(data[kind]))[1:]:
             del data[kind]
         kept.append(output)

@@ -89,7 +89,7 @@ def say_written(
         echo(f"wrote {what + ' to ' if what else ''}{shown_path(path)}", err)
 
 # %% ../../nbs/apps/cli.ipynb #09bc8263
-_NEED_TORCH_ALONE = ("detect", "match", "export")  # the other commands need the workbook
+_NEED_TORCH_ALONE = ("detect", "match", "export", "watch")  # the other commands need the workbook
 
 
 def _missing(error: Exception, command: str | None) -> str:
@@ -330,4 +330,11 @@ def print_table(
     Console(width=columns_wide, force_terminal=tty, force_jupyter=False).print(table)
 
 # %% ../../nbs/apps/cli.ipynb #c0f62001
-from . import cli_detect, cli_evaluate, cli_match, cli_tools  # noqa: F401
+from spfpn.apps import (  # noqa: F401
+    cli_data,
+    cli_detect,
+    cli_evaluate,
+    cli_match,
+    cli_tools,
+    cli_watch,
+)

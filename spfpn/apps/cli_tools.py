@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -85,37 +85,71 @@ def _config_command(
     print_table(columns, wrap=("value", "default", "accepts", "meaning"))
 
 # %% ../../nbs/apps/cli_tools.ipynb #0079ae2c
+_EXPORTED_HELP = "A checkpoint, a bundled student, or the matcher mnn."
 _OUT_HELP = "Beside the checkpoint when not given; of a bundled student here."
 _DESCRIBED_POINTS_HELP = "Descriptors of the keypoints; with --max-keypoints."
 _POINTS_HELP = "Also choose this many keypoints inside the graph; 0 means the heatmap alone."
+_RADIUS_HELP = "Pixels, 4 when not given; with --max-keypoints."
+_FIXED_HELP = "For single images of this size; any size when not given."
+_INT8_HELP = "Eight bits, for onnx, and print what they cost."
+_HALF_HELP = "Calculate in float16, for onnx, or store the weights so, for openvino."
 
 
-@app.command("export", epilog=example("export spfpn-s --format onnx --max-keypoints 1000"))
-def _export_command(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT|NAME", help="A checkpoint or a bundled student.")
-    ],
-    format: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help=_OUT_HELP)] = None,
-    max_keypoints: Annotated[int, typer.Option(min=0, help=_POINTS_HELP)] = 0,
-    nms_radius: Annotated[int, typer.Option(min=0, help="Pixels; with --max-keypoints.")] = 4,
-    describe: Annotated[bool, typer.Option("--describe", help=_DESCRIBED_POINTS_HELP)] = False,
-) -> None:
-    "Write a student for another runtime, when it gives the same there as in PyTorch."
-    from spfpn.features.export import export_student
-    from spfpn.features.keypoints import Selection
-
-    selection = Selection(max_keypoints, nms_radius) if max_keypoints else None
-    written = export_student(checkpoint, format, out, selection, describe)
-    say_written(written, f"{checkpoint} as {format}")
-
-# %% ../../nbs/apps/cli_tools.ipynb #80a0482b
 def _parse_size(text: str) -> tuple[int, int]:
     "Read `480x640` as (height, width)."
     numbers = text.lower().split("x")
     if len(numbers) != 2 or not all(n.isdigit() and int(n) >= 32 for n in numbers):
         raise typer.BadParameter(f"{text!r}: write HEIGHTxWIDTH, each at least 32, such as 480x640")
     return int(numbers[0]), int(numbers[1])
+
+
+def _export_matcher(out: Path | None, format: str, options: dict[str, Any]) -> None:
+    "Write the matcher `mnn`, which has no other options."
+    from spfpn.matching.matcher_graph import export_matcher
+
+    given = [name for name, value in options.items() if value not in (None, 0, "", False)]
+    if given or format != "onnx":
+        what = f"--{given[0].replace('_', '-')}" if given else f"--format {format}"
+        raise typer.BadParameter(f"mnn is written as onnx, without options: leave out {what}")
+    say_written(export_matcher(out or "mnn.onnx"), "mnn as onnx")
+
+
+@app.command("export", epilog=example("export spfpn-s --format onnx --max-keypoints 1000"))
+def _export_command(
+    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT|NAME", help=_EXPORTED_HELP)],
+    format: Annotated[str, typer.Option(help="onnx, openvino or torch-export.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help=_OUT_HELP)] = None,
+    max_keypoints: Annotated[int, typer.Option(min=0, help=_POINTS_HELP)] = 0,
+    nms_radius: Annotated[int | None, typer.Option(min=0, help=_RADIUS_HELP)] = None,
+    describe: Annotated[bool, typer.Option("--describe", help=_DESCRIBED_POINTS_HELP)] = False,
+    size: Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help=_FIXED_HELP)] = "",
+    half: Annotated[bool, typer.Option("--half", help=_HALF_HELP)] = False,
+    int8: Annotated[bool, typer.Option("--int8", help=_INT8_HELP)] = False,
+) -> None:
+    "Write a student for another runtime, when it gives the same there as in PyTorch."
+    from spfpn.features.export import export_student
+    from spfpn.features.keypoints import Selection
+
+    if checkpoint == "mnn":
+        chosen = dict(max_keypoints=max_keypoints, nms_radius=nms_radius, describe=describe)
+        return _export_matcher(out, format, chosen | dict(size=size, half=half, int8=int8))
+    if nms_radius is not None and not max_keypoints:
+        raise typer.BadParameter("--nms-radius needs --max-keypoints N, which chooses keypoints")
+    radius = Selection.nms_radius if nms_radius is None else nms_radius
+    selection = Selection(max_keypoints, radius) if max_keypoints else None
+    fixed = _parse_size(size) if size else None
+    if int8 and half:
+        raise typer.BadParameter("--int8 and --half exclude each other: leave out one")
+    if int8 and format != "onnx":
+        raise typer.BadParameter(f"{format} has no int8: leave out --int8, or choose onnx")
+    if not int8:
+        written = export_student(checkpoint, format, out, selection, describe, fixed, half)
+        return say_written(written, f"{checkpoint} as {format}")
+    from spfpn.evaluate.quantization import export_int8
+
+    written, cost = export_int8(checkpoint, out, selection, describe, fixed)
+    echo(str(cost))
+    say_written(written, f"{checkpoint} as {format} in int8")
 
 # %% ../../nbs/apps/cli_tools.ipynb #13dda6d9
 _benchmark_app = typer.Typer(

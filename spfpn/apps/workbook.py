@@ -27,7 +27,7 @@ from ..core.sections import KEYS
 from ..data.images import ImageError, open_images
 
 # %% auto #0
-__all__ = ['WorkbookError', 'step_keys', 'workbook_notebooks', 'notebook_parameters', 'run_workbook']
+__all__ = ['WorkbookError', 'step_keys', 'workbook_notebooks', 'notebook_parameters', 'what_comes_next', 'run_workbook']
 
 # %% ../../nbs/apps/workbook.ipynb #6a318109
 class WorkbookError(RuntimeError):
@@ -243,6 +243,29 @@ def _run_steps(run: RunFolder, config: Config, steps: list[_Step], photographs: 
     if any(todo):
         run.record("run", finished=utc_now())
 
+# %% ../../nbs/apps/workbook.ipynb #a320495c
+def what_comes_next(run: RunFolder) -> list[str]:
+    "Say where a run lies, what it has found, and which commands come next."
+    from spfpn.show.verdict import run_verdict
+
+    lines = [f"The run lies in {printable_path(run.path)}"]
+    if run.report.is_file():
+        lines.append(f"Its report, for any browser: {printable_path(run.report)}")
+    try:
+        verdict = run_verdict(run)
+    except ValueError:  # rows of different settings; the report says so
+        verdict = None
+    if verdict:
+        lines.append(f"{verdict.title}. {verdict.answer}")
+        lines.append(f"Next: {verdict.advice}")
+    if students := run.checkpoints():
+        student = printable_path(students[-1])
+        lines.append("Try the student:")
+        lines.append(f"  spfpn detect photo.jpg --detector {student}")
+        if run.phase(3).best.is_file():
+            lines.append(f"  spfpn match first.jpg second.jpg --detector {student}")
+    return lines
+
 # %% ../../nbs/apps/workbook.ipynb #353c17a6
 def run_workbook(
     config: Config,
@@ -262,5 +285,5 @@ def run_workbook(
     steps = _plan_steps(found, config, photographs)
     with run.lock():
         _run_steps(run, config, steps, photographs)
-    _say(f"\nThe run lies in {printable_path(run.path)}")
+    _say("\n" + "\n".join(what_comes_next(run)))
     return run

@@ -13,30 +13,30 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import threading
 import unicodedata
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from http.client import HTTPException
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, TypeVar
 
 import spfpn
 from .distributed import broadcast
+from .download import DownloadError, RemoteFile, check_digest, download
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # %% auto #0
-__all__ = ['DOWNLOAD_TIMEOUT', 'read_text', 'portable_name', 'find_files', 'project_root', 'user_path', 'checkout_dir',
-           'ConfigError', 'read_settings_ini', 'outputs_dir', 'data_dir', 'FolderError', 'first_line', 'atomic_write',
-           'folder_lock', 'prefetch', 'content_digest', 'printable_path', 'describe_differences', 'WeightsError',
-           'Weights', 'download_weights', 'load_weights']
+__all__ = ['read_text', 'portable_name', 'find_files', 'project_root', 'user_path', 'checkout_dir', 'ConfigError',
+           'read_settings_ini', 'outputs_dir', 'data_dir', 'FolderError', 'first_line', 'atomic_write', 'folder_lock',
+           'prefetch', 'content_digest', 'printable_path', 'describe_differences', 'WeightsError', 'Weights',
+           'download_weights', 'load_weights']
 
 # %% ../../nbs/core/files.ipynb #342295d3
 _ENCODINGS = {  # by the byte order mark; UTF-32's begins with UTF-16's
@@ -341,24 +341,13 @@ class Weights:
         return "".join(f"\n  {name + ':':<8} {fact}" for name, fact in facts.items())
 
 # %% ../../nbs/core/files.ipynb #8bd61f3f
-DOWNLOAD_TIMEOUT = 15  # seconds; without a network, say so soon
-
-
-def _checksum_error(weights: Weights, data: bytes) -> str:
-    "Say what is wrong with the content of a file; empty when nothing is."
-    found = hashlib.sha256(data).hexdigest()
-    wrong = weights.sha256 and found != weights.sha256
-    return f"its sha256 is {found}, not {weights.sha256}" if wrong else ""
-
-
 def _download(weights: Weights) -> None:
     "Download a file to its place. Raises `OSError` when it has another checksum."
-    with urllib.request.urlopen(weights.address, timeout=DOWNLOAD_TIMEOUT) as answer:
-        data = answer.read()
-    if wrong := _checksum_error(weights, data):
-        raise OSError(wrong)
-    with atomic_write(weights.path) as draft:
-        draft.write_bytes(data)
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder, weights.place)
+        download(RemoteFile(weights.address, sha256=weights.sha256), found)
+        with atomic_write(weights.path) as draft:
+            shutil.copyfile(found, draft)
 
 
 @cache
@@ -375,13 +364,15 @@ def download_weights(weights: Weights) -> Path:
     if not weights.path.is_file():
         try:
             _download(weights)
-        except (OSError, HTTPException) as error:
+        except OSError as error:
             why = f"neither there nor to be downloaded ({error})"
             todo = f"Get it and put it in its place:{weights.explain()}"
             raise WeightsError(f"{weights.place}: {why}. {todo}") from None
-    if wrong := _checksum_error(weights, weights.path.read_bytes()):
+    try:
+        check_digest(RemoteFile(weights.address, sha256=weights.sha256), weights.path)
+    except DownloadError as error:
         todo = f"Delete it, or get it again:{weights.explain()}"
-        raise WeightsError(f"{weights.path}: {wrong}. {todo}")
+        raise WeightsError(f"{weights.path}: {error}. {todo}") from None
     _show_license(weights)
     return weights.path
 

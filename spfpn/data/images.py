@@ -179,7 +179,7 @@ def sample_images(names: tuple[str, ...] = TRAIN_SAMPLES, limit: int = 0) -> Ima
 _COCO_LAYOUT = """\
 $DATA_DIR/COCO/train2017/*.jpg    (or train2014; val2017, val2014 for data.images=coco-val)
 Get it from cocodataset.org/#download (train images, 13–18 GB), unpack it there, \
-and set DATA_DIR, or data_dir in settings.ini."""
+and set DATA_DIR, or data_dir in settings.ini. `spfpn data coco-val` fetches val2017."""
 
 
 def dataset_folder(name: str, layout: str) -> Path:

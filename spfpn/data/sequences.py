@@ -97,7 +97,8 @@ class SequenceSet:
 _HPATCHES_LAYOUT = """\
 FOLDER/{i_*,v_*}/{1..6}.ppm (or png, jpg) and H_1_2 … H_1_6 beside them
 HPatches' full sequences (hpatches-sequences-release, 1.3 GB; address in \
-github.com/hpatches/hpatches-dataset) unpack to that: put them at $DATA_DIR/HPatches."""
+github.com/hpatches/hpatches-dataset) unpack to that: put them at $DATA_DIR/HPatches, \
+as `spfpn data hpatches` does."""
 
 
 def read_homography(path: str | Path) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.distributed import detector_tensors
 from ..core.files import atomic_write
-from .export import IMAGE_SIZES, graph_facts, trace_graph, write_onnx
+from .graphs import IMAGE_SIZES, graph_facts, trace_graph, write_onnx
 from ..models.descriptor import DescriptorHead
 from ..models.spfpn import SPFPN, load_checkpoint, resolve_checkpoint
 from ..runtime.light import MAP_NAMES

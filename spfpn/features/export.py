@@ -9,25 +9,30 @@ import io
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.export import Dim
-from torch.fx.experimental import _config as symbols
+from torch import Tensor
 
-import spfpn
 from ..core.distributed import detector_tensors
 from ..core.files import atomic_write, content_digest
 from ..core.registry import import_extra
 from ..data.images import TEST_SAMPLES, sample_images, to_gray
+from spfpn.features.graphs import (
+    ImageSize,
+    Network,
+    StudentGraph,
+    graph_facts,
+    student_onnx,
+    trace_student,
+)
 from spfpn.features.keypoints import (
     HeatmapDetector,
     Keypoints,
@@ -35,206 +40,102 @@ from spfpn.features.keypoints import (
     extract_keypoints,
     keypoint_region,
 )
-from ..models.spfpn import list_pretrained, load_checkpoint, resolve_checkpoint
-from ..runtime.keypoints import CONTRAST_LEVEL, CONTRAST_RADIUS
+from ..models.spfpn import load_checkpoint, resolve_checkpoint
 
 # %% auto #0
-__all__ = ['IMAGE_SIZES', 'RUNTIMES', 'suppress_non_maxima', 'trace_graph', 'write_onnx', 'graph_facts', 'Runtime', 'ExportError',
-           'check_export', 'export_student', 'make_runner', 'RuntimeDetector']
-
-# %% ../../nbs/features/export.ipynb #ex06
-def _window_max(maps: Tensor, radius: int) -> Tensor:
-    "Return the maximum of the window around each pixel of maps [B, C, H, W]."
-    side = 2 * radius + 1
-    rows = F.max_pool2d(maps, (1, side), 1, (0, radius))
-    return F.max_pool2d(rows, (side, 1), 1, (radius, 0))
-
-
-def _has_contrast(gray: Tensor) -> Tensor:
-    "Tell the pixels of images [B, 1, H, W] in whose window gray values differ."
-    brightest, darkest = (_window_max(x, CONTRAST_RADIUS) for x in (gray, -gray))
-    return brightest + darkest >= CONTRAST_LEVEL
-
-
-def suppress_non_maxima(
-    scores: Tensor,  # [B, 1, H, W]
-    radius: int,  # of the window, in pixels
-) -> Tensor:
-    "Set all scores to zero except the `local_maxima`."
-    h, w = scores.shape[-2:]
-    peaks = (scores == _window_max(scores, radius)) & (scores > 0)
-    # earlier pixels rank higher; float32 counts exactly up to 2²⁴ pixels
-    rank = torch.arange(h * w, 0, -1, dtype=torch.float32).reshape(1, 1, h, w) * peaks
-    return torch.where(peaks & (rank == _window_max(rank, radius)), scores, 0)
-
-# %% ../../nbs/features/export.ipynb #ex06a
-_HALF = 0.499  # px; below one half, so that a point rounds to the pixel of its peak
-
-
-def _offsets(heatmap: Tensor, place: Tensor) -> Tensor:
-    "Return offsets (x, y) [B, N, 2] of the tops of parabolas through log-scores, as `refine`."
-    h, w = heatmap.shape[-2:]
-    flat, y = heatmap.flatten(1), place // w
-    x = place - y * w
-
-    def log(y: Tensor, x: Tensor) -> Tensor:
-        return flat.gather(1, y.clamp(0, h - 1) * w + x.clamp(0, w - 1)).clamp_min(1e-8).log()
-
-    def top(before: Tensor, after: Tensor) -> Tensor:
-        curve = before - 2 * at + after
-        bent = curve < 0
-        offset = (before - after) / torch.where(bent, 2 * curve, 1)
-        return torch.where(bent, offset, 0).clamp(-_HALF, _HALF)
-
-    at = log(y, x)
-    across, down = top(log(y, x - 1), log(y, x + 1)), top(log(y - 1, x), log(y + 1, x))
-    return torch.stack((across, down), -1)
-
-
-def _topk_keypoints(heatmap: Tensor, image: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
-    "Return what a student chooses: points (x, y) [B, N, 2] between pixels, and scores [B, N]."
-    n, (h, w) = selection.max_keypoints, heatmap.shape[-2:]
-    y, x = torch.arange(h)[:, None].expand(h, w), torch.arange(w).expand(h, w)
-    edge = torch.minimum(torch.minimum(x, w - 1 - x), torch.minimum(y, h - 1 - y))
-    peaks = suppress_non_maxima(heatmap, selection.nms_radius)
-    peaks = peaks * ((edge >= selection.border) & (heatmap > selection.threshold))
-    peaks = peaks * _has_contrast(image)
-    # an image may have fewer pixels than n
-    scores, place = F.pad(peaks.flatten(1), (0, n)).topk(n)
-    pixels = F.pad(torch.stack((x, y), -1).flatten(0, 1), (0, 0, 0, n))[place].float()
-    xy = pixels + _offsets(heatmap, place.clamp(0, h * w - 1))
-    return torch.where(scores[..., None] > 0, xy, 0), scores
-
-# %% ../../nbs/features/export.ipynb #ex06b
-_Network = Any  # a student, or another module with a method `heatmap`
-
-
-class _Graph(nn.Module):
-    "Gray images to a tuple of `outputs`."
-
-    def __init__(self, model: _Network, selection: Selection | None = None, describe: bool = False):
-        super().__init__()
-        self.model, self.selection, self.describe = model, selection, describe
-        names = ["heatmap", "keypoints", "scores", "descriptors"]
-        self.outputs = names[: 4 if describe else 3 if selection else 1]
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        if not self.describe:
-            heatmap = self.model.heatmap(image)
-            if not self.selection:
-                return (heatmap,)
-            return heatmap, *_topk_keypoints(heatmap, image, self.selection)
-        logits, maps = self.model.forward_maps(image)
-        heatmap, head = self.model.scores(logits), self.model.descriptor
-        xy, scores = _topk_keypoints(heatmap, image, self.selection or Selection())
-        descriptors = head.sample_batch(head.dense(maps), xy)
-        return heatmap, xy, scores, torch.where(scores[..., None] > 0, descriptors, 0)
-
-# %% ../../nbs/features/export.ipynb #ex09
-def trace_graph(
-    network: nn.Module,
-    inputs: dict[str, Tensor],  # examples of its arguments
-    free: dict[str, dict[int, str]],  # the names of the free sizes of each
-) -> torch.export.ExportedProgram:
-    "Follow a network through one pass, and keep the free sizes as symbols."
-    dynamic = {name: dict.fromkeys(free[name], Dim.DYNAMIC) for name in inputs}
-    with symbols.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
-        return torch.export.export(
-            network.eval(), tuple(inputs.values()), dynamic_shapes=dynamic, strict=False
-        )
-
-
-IMAGE_SIZES = {0: "batch", 2: "height", 3: "width"}
-
-
-def _trace(graph: _Graph) -> torch.export.ExportedProgram:
-    "Return the graph of a student for any batch, height and width."
-    return trace_graph(graph, {"image": torch.rand(2, 1, 96, 128)}, {"image": IMAGE_SIZES})
-
-# %% ../../nbs/features/export.ipynb #ex10a
-_Files = dict[str, bytes]  # suffix of a file: its content
-
-
-def write_onnx(
-    traced: torch.export.ExportedProgram,
-    sizes: dict[str, dict[int, str]],  # of inputs, then outputs: the names of their free sizes
-    inputs: int = 1,  # how many of them are inputs
-    facts: Mapping[str, str] = MappingProxyType({}),  # for the metadata
-) -> bytes:
-    "Write a traced graph as ONNX. Raises ImportError without the extra `onnx`."
-    import_extra("onnx", "onnx", "onnxscript", "onnxruntime")
-    names: Any = dict(input_names=[*sizes][:inputs], output_names=[*sizes][inputs:])
-    program: Any = torch.onnx.export(traced, (), dynamo=True, verbose=False, **names)
-    proto = program.model_proto
-    for value in (*proto.graph.input, *proto.graph.output):
-        for place, label in sizes[value.name].items():
-            value.type.tensor_type.shape.dim[place].dim_param = label
-    del proto.graph.value_info[:]  # the shapes in between have no names
-    for key, text in facts.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, text
-    return proto.SerializeToString()
-
-
-_INPUT = "gray values from 0 to 1 [batch, 1, height, width]; pixel centers at integers"
-
-
-def graph_facts(path: Path) -> dict[str, str]:
-    "Say in a graph's metadata which checkpoint it is of."
-    digest = content_digest(path)
-    license = "Apache-2.0" if path in list_pretrained().values() else "that of its checkpoint"
-    version = spfpn.__version__
-    return dict(name=path.stem, digest=digest, license=license, spfpn=version, input=_INPUT)
-
-
-def _to_onnx(graph: _Graph, facts: Mapping[str, str] = MappingProxyType({})) -> _Files:
-    sizes = {"image": IMAGE_SIZES, "heatmap": IMAGE_SIZES}
-    sizes |= {name: {0: "batch"} for name in graph.outputs[1:]}
-    return {".onnx": write_onnx(_trace(graph), sizes, facts=facts)}
+__all__ = ['RUNTIMES', 'Runtime', 'ExportError', 'check_export', 'make_graph', 'export_path', 'export_student', 'make_runner',
+           'RuntimeDetector']
 
 # %% ../../nbs/features/export.ipynb #ex10b
-def _to_openvino(graph: _Graph, facts: Mapping[str, str] = MappingProxyType({})) -> _Files:
+_Files = dict[str, bytes]  # suffix of a file: its content
+_Facts = Mapping[str, str]  # for the metadata
+
+
+def _is_half(facts: _Facts) -> bool:
+    return facts.get("precision") == "float16"
+
+
+def _to_onnx(graph: StudentGraph, facts: _Facts) -> _Files:
+    return {".onnx": student_onnx(graph, facts, _is_half(facts))}
+
+
+def _to_openvino(graph: StudentGraph, facts: _Facts) -> _Files:
     openvino: Any = import_extra("openvino", "openvino")[0]
-    network = openvino.Core().read_model(_to_onnx(graph)[".onnx"])
+    network = openvino.Core().read_model(student_onnx(graph))
     for key, text in facts.items():
         network.set_rt_info(text, ["spfpn", key])
     with TemporaryDirectory() as folder:
-        openvino.save_model(network, f"{folder}/s.xml", compress_to_fp16=False)
+        openvino.save_model(network, f"{folder}/s.xml", compress_to_fp16=_is_half(facts))
         return {suffix: Path(folder, f"s{suffix}").read_bytes() for suffix in (".bin", ".xml")}
 
 
-def _to_pt2(graph: _Graph, facts: Mapping[str, str] = MappingProxyType({})) -> _Files:
-    file = io.BytesIO()
-    torch.export.save(_trace(graph), file, extra_files={"spfpn.json": json.dumps(dict(facts))})
+def _to_pt2(graph: StudentGraph, facts: _Facts) -> _Files:
+    file, notes = io.BytesIO(), {"spfpn.json": json.dumps(dict(facts))}
+    torch.export.save(trace_student(graph), file, extra_files=notes)
     return {".pt2": file.getvalue()}
 
 # %% ../../nbs/features/export.ipynb #ex12
 _Run = Callable[[Tensor], list[Tensor]]  # gray images to the outputs of the graph
-_Size = tuple[int, int] | None  # (height, width) of all images, where it is known
 
 
-def _run_onnx(files: _Files, size: _Size = None) -> _Run:
+def _one_size(run: _Run, shape: list[Any]) -> _Run:
+    "Feed single images to a graph of one size; to another, all at once."
+    if not all(isinstance(side, int) for side in shape):
+        return run
+
+    def run_each(images: Tensor) -> list[Tensor]:
+        made, given = (f"{h}×{w}" for h, w in (shape[-2:], images.shape[-2:]))
+        if made != given:
+            raise ValueError(f"the graph is made for images of {made}, this one has {given}")
+        return [torch.cat(parts) for parts in zip(*map(run, images.split(1)))]
+
+    return run_each
+
+
+def _require_names(inputs: list[str], outputs: list[str]) -> None:
+    "Raise ValueError for a graph that is not of a student."
+    if inputs != ["image"] or outputs[:1] != ["heatmap"]:
+        ends = f"from {', '.join(inputs)} to {', '.join(outputs)}"
+        raise ValueError(f"its graph leads {ends}, not from image to heatmap")
+
+# %% ../../nbs/features/export.ipynb #ex12b
+def _run_onnx(files: _Files, size: ImageSize = None) -> _Run:
     runtime: Any = import_extra("onnx", "onnxruntime")[0]
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = runtime.InferenceSession(files[".onnx"], options, providers=["CPUExecutionProvider"])
-    return lambda images: [*map(torch.from_numpy, session.run(None, {"image": images.numpy()}))]
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    _require_names([i.name for i in inputs], [o.name for o in outputs])
+
+    def run(images: Tensor) -> list[Tensor]:
+        return [*map(torch.from_numpy, session.run(None, {"image": images.numpy()}))]
+
+    return _one_size(run, inputs[0].shape)
 
 
-def _run_pt2(files: _Files, size: _Size = None) -> _Run:
-    network = torch.export.load(io.BytesIO(files[".pt2"])).module()
-    return lambda images: list(network(images))
+def _run_pt2(files: _Files, size: ImageSize = None) -> _Run:
+    file = io.BytesIO(files[".pt2"])
+    if not zipfile.is_zipfile(file):  # or PyTorch prints a traceback
+        raise ValueError("it is no archive")
+    program = torch.export.load(file)
+    ends, network = program.graph_signature, program.module()
+    if list(ends.user_inputs) != ["image"]:
+        raise ValueError(f"its graph takes {', '.join(map(str, ends.user_inputs))}, not image")
+    (image,) = (node for node in program.graph.nodes if node.name == "image")
+    return _one_size(lambda images: list(network(images)), [*image.meta["val"].shape])
 
 # %% ../../nbs/features/export.ipynb #ex12a
-def _run_openvino(files: _Files, size: _Size = None, precision: str = "f32") -> _Run:
+def _run_openvino(files: _Files, size: ImageSize = None, precision: str = "f32") -> _Run:
     core = import_extra("openvino", "openvino")[0].Core()
     if precision.upper() not in ("F32", *core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")):
         what = f"this processor does not calculate in {precision}"
         raise ValueError(f"runtime openvino-{precision}: {what}; take openvino")
     hints = dict(INFERENCE_PRECISION_HINT=precision, PERFORMANCE_HINT="LATENCY")
     graph = core.read_model(files[".xml"], files[".bin"])
-    if size:
+    _require_names(*([x.any_name for x in ends] for ends in (graph.inputs, graph.outputs)))
+    if size and graph.input().partial_shape.is_dynamic:
         graph.reshape([1, 1, *size])
+    shape = graph.input().partial_shape
     threads = dict(INFERENCE_NUM_THREADS=torch.get_num_threads())
     network = core.compile_model(graph, "CPU", hints | threads)
 
@@ -242,9 +143,7 @@ def _run_openvino(files: _Files, size: _Size = None, precision: str = "f32") -> 
         # copied, unless OpenVINO is asked to share its own memory
         return [*map(torch.from_numpy, network([images.numpy()]).to_tuple())]
 
-    if not size:
-        return run
-    return lambda images: [torch.cat(parts) for parts in zip(*map(run, images.split(1)))]
+    return _one_size(run, [*shape.to_shape()] if shape.is_static else [None])
 
 # %% ../../nbs/features/export.ipynb #ex12c
 @dataclass(frozen=True)
@@ -252,17 +151,19 @@ class Runtime:
     "How a student is written for a runtime, and how it runs there."
 
     suffixes: tuple[str, ...]  # of its files; the last one names the export
-    write: Callable[..., _Files]  # of a graph and facts for its metadata
+    write: Callable[[StudentGraph, _Facts], _Files]
     run: Callable[..., _Run]  # of the files, and perhaps the size of all images
     threads: int | None = 1  # of PyTorch meanwhile; None: all
     checked_by: str = ""  # the runtime that checks its files, where it is too coarse itself
+    half: bool = False  # whether it takes float16
 
 # %% ../../nbs/features/export.ipynb #ex12d
 _BF16 = partial(_run_openvino, precision="bf16")
+_OPENVINO = (".bin", ".xml")
 RUNTIMES = {
-    "onnx": Runtime((".onnx",), _to_onnx, _run_onnx),
-    "openvino": Runtime((".bin", ".xml"), _to_openvino, _run_openvino),
-    "openvino-bf16": Runtime((".bin", ".xml"), _to_openvino, _BF16, checked_by="openvino"),
+    "onnx": Runtime((".onnx",), _to_onnx, _run_onnx, half=True),
+    "openvino": Runtime(_OPENVINO, _to_openvino, _run_openvino, half=True),
+    "openvino-bf16": Runtime(_OPENVINO, _to_openvino, _BF16, checked_by="openvino"),
     "torch-export": Runtime((".pt2",), _to_pt2, _run_pt2, None),
 }
 
@@ -275,7 +176,7 @@ def _find_runtime(name: str, kind: str = "runtime") -> Runtime:
     return RUNTIMES[name]
 
 # %% ../../nbs/features/export.ipynb #ex14
-_TOLERANCE = 1e-4  # between two heatmaps
+_TOLERANCES = {"float32": 1e-4, "float16": 5e-3}  # between two heatmaps, by the precision
 _CHECK_SIZES = (240, 320), (203, 301), (48, 67)
 
 
@@ -324,66 +225,93 @@ def _check_keypoints(
         )
 
 # %% ../../nbs/features/export.ipynb #ex15
-def _check_descriptors(model: Any, images: Tensor, chosen: list[Tensor]) -> None:
+def _check_descriptors(model: Any, images: Tensor, chosen: list[Tensor], tolerance: float) -> None:
     "Raise `ExportError` when descriptors are not those of the points in PyTorch."
     (xy, scores, found), head = chosen, model.descriptor
     known = head.sample_batch(head.dense(model.forward_maps(images)[1]), xy)
     off = (found - known)[scores > 0].abs().max().item() if (scores > 0).any() else 0.0
-    if not off <= 10 * _TOLERANCE:
+    if not off <= 10 * tolerance:
         what = f"the exported descriptors differ from PyTorch's by {off:.2g}"
-        raise ExportError(f"{what}, more than {10 * _TOLERANCE:g}; nothing is written")
+        raise ExportError(f"{what}, more than {10 * tolerance:g}; nothing is written")
 
 
+def _check_images(
+    run: _Run, model: Network, selection: Selection, images: Tensor, tolerance: float
+) -> float:
+    "Return the largest difference between the heatmaps of images. Raises `ExportError`."
+    expected, (heatmap, *chosen) = model.heatmap(images), run(images)
+    if chosen[2:]:
+        _check_descriptors(model, images, chosen, tolerance)
+    if heatmap.shape != expected.shape:
+        shapes = f"{list(heatmap.shape)} for images {list(images.shape)}"
+        raise ExportError(f"the exported heatmap has the shape {shapes}; nothing is written")
+    off = (heatmap - expected).abs().max().item()
+    if not off <= tolerance:
+        h, w = images.shape[-2:]
+        what = f"the exported heatmap differs from PyTorch's by {off:.2g} on a photograph of"
+        raise ExportError(f"{what} {h}×{w}, more than {tolerance:g}; nothing is written")
+    region = keypoint_region(images)
+    ours, its = (extract_keypoints(h, selection, region) for h in (expected, heatmap))
+    if chosen:
+        its = [Keypoints(xy[s > 0], s[s > 0]) for xy, s in zip(*chosen[:2])]
+    for maps, points in zip(zip(expected, heatmap), zip(ours, its)):
+        _check_keypoints(maps, points, selection, 2 * off)
+    return off
+
+# %% ../../nbs/features/export.ipynb #ex15b
 @torch.no_grad()
 def check_export(
     run: _Run,
-    model: _Network,
+    model: Network,
     selection: Selection | None = None,  # as the graph was made; None: it has a heatmap only
+    size: ImageSize = None,  # as the graph was made
+    precision: str = "float32",
 ) -> float:
     """Return the largest difference between the heatmaps. Raises `ExportError`.
 
     Descriptors of the graph must be those of its points in PyTorch."""
-    selection, worst = selection or Selection(), 0.0
-    for i, size in enumerate(_CHECK_SIZES):
-        photo = sample_images(TEST_SAMPLES).load(i, size)[0]
-        half = torch.where(torch.arange(size[1]) < size[1] // 2, photo, 0.5)  # half of it is flat
+    worst, photos = 0.0, sample_images(TEST_SAMPLES)
+    for i, (h, w) in enumerate([size] * 3 if size else _CHECK_SIZES):
+        photo = photos.load(i, (h, w))[0]
+        half = torch.where(torch.arange(w) < w // 2, photo, 0.5)  # half of it is flat
         images = torch.stack((photo, half))
-        expected, (heatmap, *chosen) = model.heatmap(images), run(images)
-        if chosen[2:]:
-            _check_descriptors(model, images, chosen)
-        if heatmap.shape != expected.shape:
-            shapes = f"{list(heatmap.shape)} for images {list(images.shape)}"
-            raise ExportError(f"the exported heatmap has the shape {shapes}; nothing is written")
-        off = (heatmap - expected).abs().max().item()
-        if not off <= _TOLERANCE:
-            raise ExportError(
-                f"the exported heatmap differs from PyTorch's by {off:.2g} on a photograph of "
-                f"{size[0]}×{size[1]}, more than {_TOLERANCE:g}; nothing is written"
-            )
-        region = keypoint_region(images)
-        ours, its = (extract_keypoints(h, selection, region) for h in (expected, heatmap))
-        if chosen:
-            its = [Keypoints(xy[s > 0], s[s > 0]) for xy, s in zip(*chosen[:2])]
-        for maps, points in zip(zip(expected, heatmap), zip(ours, its)):
-            _check_keypoints(maps, points, selection, 2 * off)
+        tolerance = _TOLERANCES[precision]
+        off = _check_images(run, model, selection or Selection(), images, tolerance)
         worst = max(worst, off)
     return worst
 
 # %% ../../nbs/features/export.ipynb #ex19a
-def _export(
-    model: Any,
-    runtime: Runtime,
-    selection: Selection | None = None,
-    describe: bool = False,
-    facts: Mapping[str, str] = MappingProxyType({}),
-) -> _Files:
+def _export(graph: StudentGraph, runtime: Runtime, facts: _Facts) -> _Files:
     "Return the files of a student for a runtime. Raises as `check_export` does."
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        files = runtime.write(_Graph(model, selection, describe), facts)
+        files = runtime.write(graph, facts)
         run = RUNTIMES[runtime.checked_by].run if runtime.checked_by else runtime.run
-        check_export(run(files), model, selection)
+        precision = facts.get("precision", "float32")
+        check_export(run(files), graph.model, graph.selection, graph.size, precision)
     return files
+
+
+def make_graph(
+    model: Any, selection: Selection | None, describe: bool, size: ImageSize
+) -> StudentGraph:
+    "Return the graph of a student. Raises ValueError for what it cannot have."
+    if describe and selection is None:
+        raise ValueError("descriptors in the graph need a number of keypoints: --max-keypoints N")
+    if describe and model.descriptor is None:
+        what = "descriptors in the graph need a student that describes"
+        raise ValueError(f"{what}, such as spfpn-s; or leave out --describe")
+    if size and min(size) < 32:
+        raise ValueError(f"size={size}: write (height, width), each at least 32")
+    return StudentGraph(model, selection, describe, size)
+
+
+def export_path(name: str | Path, out: str | Path | None, format: str, suffix: str) -> Path:
+    "Return where an export goes. Raises ValueError for the name of another kind of file."
+    path = Path(out or str(name).removesuffix(".safetensors") + suffix)
+    if path.suffix != suffix:
+        raise ValueError(f"{path}: the name of a file in the format {format} ends in {suffix}")
+    return path
 
 # %% ../../nbs/features/export.ipynb #ex19
 @detector_tensors()
@@ -393,22 +321,22 @@ def export_student(
     out: str | Path | None = None,  # None: beside the checkpoint; of a bundled student, here
     selection: Selection | None = None,  # with one, the graph chooses keypoints, too
     describe: bool = False,  # and describes them
+    size: ImageSize = None,  # (height, width) of all images; the graph takes one at a time
+    half: bool = False,  # float16; not for torch-export
 ) -> Path:
     """Write a student for another runtime and return the file.
 
     Raises `ExportError` without writing when the graph differs from the student,
     `CheckpointError`, ValueError, and ImportError without the format's extra."""
     runtime = _find_runtime(format, "format")
-    suffix = runtime.suffixes[-1]
-    path = Path(out or str(name).removesuffix(".safetensors") + suffix)
-    if path.suffix != suffix:
-        raise ValueError(f"{path}: the name of a file in the format {format} ends in {suffix}")
+    if half and not runtime.half:
+        known = " or ".join(n for n, r in RUNTIMES.items() if r.half)
+        raise ValueError(f"{format} has no float16: leave out --half, or choose {known}")
+    path = export_path(name, out, format, runtime.suffixes[-1])
     checkpoint, model = resolve_checkpoint(name), load_checkpoint(name)
-    if describe and (selection is None or model.descriptor is None):
-        missing = "a number of keypoints" if selection is None else "a student that describes"
-        raise ValueError(f"descriptors in the graph need {missing}")
-    files = _export(model, runtime, selection, describe, graph_facts(checkpoint))
-    for end, content in files.items():
+    graph = make_graph(model, selection, describe, size)
+    facts = graph_facts(checkpoint, size, "float16" if half else "float32")
+    for end, content in _export(graph, runtime, facts).items():
         with atomic_write(path.with_suffix(end)) as beside:
             beside.write_bytes(content)
     return path
@@ -418,14 +346,14 @@ def export_student(
 def make_runner(
     model: Any,  # a student, or another module with a method `heatmap`
     runtime: str,  # one of `RUNTIMES`
-    size: tuple[int, int] | None = None,  # (height, width) of all images, where it is known
+    size: ImageSize = None,  # (height, width) of all images, where it is known
 ) -> Callable[[Tensor], list[Tensor]]:
     "Export a network and return a function from images [B, 1, H, W] to a list of its heatmap."
     found = _find_runtime(runtime)
-    return found.run(_export(model, found), size)
+    return found.run(_export(StudentGraph(model), found, {}), size)
 
 
-def _open(path: Path, files: _Files, runtime: Runtime, size: _Size) -> _Run:
+def _open(path: Path, files: _Files, runtime: Runtime, size: ImageSize) -> _Run:
     "Return what runs the exported files at `path`. Raises ValueError for damaged ones."
     try:
         return runtime.run(files, size)
@@ -456,7 +384,7 @@ class RuntimeDetector(HeatmapDetector):
         path_or_name: str | Path,  # an exported file, a checkpoint, or a bundled student
         runtime: str = "onnx",  # one of `RUNTIMES`
         selection: Selection = Selection(),
-        size: tuple[int, int] | None = None,  # (height, width) of all images, where it is known
+        size: ImageSize = None,  # (height, width) of all images, where it is known
     ):
         super().__init__(selection)
         found, path = _find_runtime(runtime), resolve_checkpoint(path_or_name)
@@ -467,7 +395,7 @@ class RuntimeDetector(HeatmapDetector):
             self.files = {file.suffix: file.read_bytes() for file in weights}
             self.run = _open(path, self.files, found, size)
         else:
-            self.files = _export(load_checkpoint(path), found)
+            self.files = _export(StudentGraph(load_checkpoint(path)), found, {})
             self.run = found.run(self.files, size)
         self.process = os.getpid()
         self.name = f"{path.stem} ({runtime})"

@@ -5,6 +5,8 @@
 # %% ../../nbs/show/figures.ipynb #50818bdf
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
@@ -36,7 +38,7 @@ from spfpn.show.pictures import (
 # %% auto #0
 __all__ = ['FIGURE_WIDTH', 'picture_panels', 'point_values', 'keypoint_figure', 'heatmap_figure', 'mask_figure', 'invalid_layer',
            'warp_figure', 'match_traces', 'match_figure', 'repeatability_traces', 'repeatability_figure',
-           'training_curves', 'detector_curves_figure', 'html_table']
+           'training_curves', 'detector_curves_figure', 'show_figure', 'html_table']
 
 # %% ../../nbs/show/figures.ipynb #3883750e
 FIGURE_WIDTH = 1120  # pixels, at most
@@ -442,6 +444,16 @@ def detector_curves_figure(
     fig.update_xaxes(title_text=x, **_GRID)
     fig.update_yaxes(title_text=y, range=[0, 1.02], **_GRID)
     return _style(fig, 420).update_layout(showlegend=True, legend=dict(orientation="v", y=1))
+
+# %% ../../nbs/show/figures.ipynb #33860d80
+def show_figure(fig: go.Figure, picture: Image.Image) -> None:
+    "Show a figure in a notebook, and a picture of it where no JavaScript runs."
+    from IPython.display import display
+
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    shown = dict(fig._repr_mimebundle_())
+    display({**shown, "image/png": base64.b64encode(buffer.getvalue()).decode()}, raw=True)
 
 # %% ../../nbs/show/figures.ipynb #8149c38a
 def _number(value: float) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ['PALETTE', 'ORANGE', 'SKY', 'VERMILLION', 'GRAY', 'VIRIDIS', 'DIVERGING', 'line_style', 'to_pil', 'zoom_picture',
            'draw_keypoints', 'keypoint_picture', 'colorize', 'heat_limits', 'heat_layer', 'heatmap_picture',
            'picture_grid', 'match_endpoints', 'draw_matches', 'new_chart', 'chart_picture', 'detector_curves_picture',
-           'data_uri']
+           'training_curves_picture', 'data_uri']
 
 # %% ../../nbs/show/pictures.ipynb #ba6d63bf
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
@@ -326,6 +326,40 @@ def detector_curves_picture(
     legend = fig.legend(loc="outside right upper", frameon=False)
     for text, name in zip(legend.get_texts(), lines.detector.unique()):
         text.set(parse_math=False, text=name)  # a dollar sign in a name is no formula
+    return chart_picture(fig)
+
+# %% ../../nbs/show/pictures.ipynb #3d996d45
+def _draw_log(ax: Axes, log: pd.DataFrame, name: str) -> None:
+    "Draw one value of a log into a panel."
+    looks = dict(train=(SKY, "-", "training"), val=(ORANGE, "--", "held back"))
+    for split, (color, dash, label) in looks.items():
+        part = log[(log["name"] == name) & (log["split"] == split)].sort_values("step")
+        if len(part):
+            marker = "o" if len(part) < 50 else None
+            ax.plot(part.step, part.value, dash, color=color, label=label, marker=marker, ms=3)
+    ax.set_title(name, fontsize=10, parse_math=False)
+    ax.set_xlabel("step")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def training_curves_picture(
+    log: pd.DataFrame,  # columns step, split, name, value
+    columns: int = 3,  # panels side by side
+) -> Image.Image:
+    "Draw training curves from a log, one panel for each name."
+    from matplotlib.figure import Figure
+
+    names = list(log["name"].unique())
+    columns = max(1, min(columns, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    fig = Figure((3 * columns, 2.4 * rows), dpi=100, layout="constrained")
+    panels = fig.subplots(rows, columns, squeeze=False).ravel()
+    for ax, name in zip(panels, names):
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.3)
+        _draw_log(ax, log, name)
+    for ax in panels[len(names) :]:
+        ax.set_visible(False)
     return chart_picture(fig)
 
 # %% ../../nbs/show/pictures.ipynb #72ba8f9c

@@ -17,14 +17,14 @@ from ..evaluate.statistics import compare_detectors, confidence_interval
 from ..labels.store import LabelStore
 
 # %% auto #0
-__all__ = ['Verdict', 'run_verdict']
+__all__ = ['by_photograph', 'Verdict', 'run_verdict']
 
 # %% ../../nbs/show/verdict.ipynb #702aac75
 _METRIC = "repeatability@3"
 _MIN_SCENES = 6  # below which `compare_detectors` makes no test
 
 
-def _by_scene(rows: pd.DataFrame) -> pd.DataFrame:
+def by_photograph(rows: pd.DataFrame) -> pd.DataFrame:
     "Let the sequences of one photograph be one scene."
     same = [name.removeprefix(f"{kind}_") for name, kind in zip(rows.sequence, rows.kind)]
     return rows.assign(sequence=same, pair=rows.sequence + " " + rows.pair)
@@ -35,11 +35,12 @@ class Verdict:
     "What a run found, in sentences."
 
     title: str
-    sentences: tuple[str, ...]
+    answer: str  # the difference, in one sentence
+    sentences: tuple[str, ...]  # what stands behind it
     advice: str  # what to try next
 
     def __str__(self) -> str:
-        return " ".join([f"{self.title}.", *self.sentences, f"Next: {self.advice}"])
+        return " ".join([f"{self.title}.", self.answer, *self.sentences, f"Next: {self.advice}"])
 
 
 _TITLES = {
@@ -51,6 +52,10 @@ _TITLES = {
 # %% ../../nbs/show/verdict.ipynb #5d0baf8a
 def _percent(value: float) -> str:
     return f"{value:.1%}".replace("%", " %")
+
+
+def _scenes(number: int) -> str:
+    return f"{number} scene{'' if number == 1 else 's'}"
 
 
 def _found_again(rows: pd.DataFrame, detector: str) -> str:
@@ -67,7 +72,7 @@ def _photographs(run: RunFolder, facts: Mapping[str, Any], scenes: int) -> str:
     skipped = len(facts.get("label", {}).get("skipped", {}))
     unread = f", {skipped} could not be labeled" if skipped else ""
     where = facts["evaluate"].get("set", "")
-    return f"{labeled} photographs were labeled{unread}. Measured on {scenes} scenes of {where}."
+    return f"{labeled} photographs were labeled{unread}. Measured on {_scenes(scenes)} of {where}."
 
 # %% ../../nbs/show/verdict.ipynb #faf2e84c
 def _advice(sign: int | None, student: str | Path, start: str, protocol: str) -> str:
@@ -101,13 +106,15 @@ def _compared(
 ) -> tuple[int | None, str]:
     "Compare student and start: 1 better, -1 worse, 0 no difference, None not known; and say it."
     found = compare_detectors(rows, student, start, protocol, _METRIC)
-    difference = f"{100 * found['difference']:+.1f} points"
+    shares = f"{_percent(found[student])} of its points again, and {start} {_percent(found[start])}"
+    difference = f"{100 * found['difference']:+.1f} percentage points"
+    said = f"The student finds {shares}: {difference}"
     if found["sequences"] < _MIN_SCENES:
-        too_few = f"{found['sequences']} scenes are too few to tell; {_MIN_SCENES} are needed"
-        return None, f"The difference is {difference}, but {too_few}."
+        too_few = f"{_scenes(found['sequences'])} cannot tell; {_MIN_SCENES} are needed"
+        return None, f"{said}, but {too_few}."
     low, high = 100 * found["low"], 100 * found["high"]
     sign = 1 if low > 0 else -1 if high < 0 else 0
-    return sign, f"The difference is {difference} (95 % interval {low:+.1f} to {high:+.1f})."
+    return sign, f"{said} (95 % interval {low:+.1f} to {high:+.1f})."
 
 # %% ../../nbs/show/verdict.ipynb #216f7839
 def run_verdict(run: RunFolder) -> Verdict | None:
@@ -122,14 +129,14 @@ def run_verdict(run: RunFolder) -> Verdict | None:
     if student not in set(rows.detector):
         return None
     protocol = rows.protocol.iloc[0]
-    rows = _by_scene(rows[rows.protocol == protocol].dropna(axis=1, how="all"))
-    said = [_photographs(run, facts, rows.sequence.nunique()), _found_again(rows, student)]
+    rows = by_photograph(rows[rows.protocol == protocol].dropna(axis=1, how="all"))
+    photographs = _photographs(run, facts, rows.sequence.nunique())
+    leader, own = _leader(rows, student), _found_again(rows, student)
     if start not in set(rows.detector):
         advice = f"compare it with other detectors in the table of {protocol}."
-        return Verdict("A new student", (*said, _leader(rows, student)), advice)
-    sign, difference = _compared(rows, student, start, protocol)
+        return Verdict("A new student", own, tuple(filter(None, (photographs, leader))), advice)
+    sign, answer = _compared(rows, student, start, protocol)
     file = next(reversed(run.checkpoints()), student)
     title = "Too few photographs to tell" if sign is None else _TITLES[sign]
-    said += [f"It started from {start}.", _found_again(rows, start), difference]
-    said.append(_leader(rows, student))
-    return Verdict(title, tuple(filter(None, said)), _advice(sign, file, start, protocol))
+    said = (photographs, own, _found_again(rows, start), leader)
+    return Verdict(title, answer, tuple(filter(None, said)), _advice(sign, file, start, protocol))
