@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterable
 from functools import partial
@@ -270,7 +269,9 @@ class SPFPN(_Forward, PyTorchModelHubMixin):
         save_checkpoint(self, save_directory / _HUB_FILENAME)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> SPFPN:
+    def from_pretrained(  # type: ignore[override]
+        cls, name: str | Path, **options: Any
+    ) -> SPFPN:
         "Return a bundled student by name, or that of a folder or a repository of the hub."
         if str(name) in list_pretrained():
             return load_checkpoint(str(name), options.get("map_location", "cpu"))
