@@ -14,19 +14,15 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).resolve().parents[1] / "nbs" / "images" / "report.png"
-UNFOLD = """() => document.querySelectorAll('details').forEach(part => {
-    part.open = part.innerText.startsWith('Curves') })"""
 
 
 def photograph(report: Path):
-    "Save the first screen of a report, with its curves unfolded, as a browser shows it."
+    "Save the first screen of a report as a browser shows it."
     browser = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = chromium.new_page(viewport={"width": 1120, "height": 1085})
+        page = chromium.new_page(viewport={"width": 1280, "height": 1130})
         page.goto(report.resolve().as_uri())
-        page.evaluate(UNFOLD)
-        page.wait_for_timeout(3000)
         picture = Image.open(io.BytesIO(page.screenshot()))
     picture.convert("RGB").quantize(128).save(PICTURE, optimize=True)
 
