@@ -15,7 +15,7 @@ from spfpn.features.keypoints import Keypoints, Selection
 from spfpn.features.student import DescribingStudent
 from spfpn.labels.descriptions import make_descriptions, row_descriptors
 from spfpn.labels.store import row_points
-from spfpn.matching.matchers import make_matcher
+from spfpn.matching.matchers import make_matcher, match_mnn
 from spfpn.models.spfpn import SPFPN, load_checkpoint, save_checkpoint
 from spfpn.train import loop
 from spfpn.train.description import DescriptionTask
@@ -228,6 +228,22 @@ def test_short_descriptors_keep_cosines_of_what_they_were_fitted_to():
     short = head.shorten(vectors)
     assert short.shape == (500, 64)
     assert torch.allclose(short @ short.T, vectors @ vectors.T, atol=1e-4)
+
+
+def test_shorter_descriptors_keep_the_keypoints_and_match_nearly_as_well():
+    feature = load(max_keypoints=300, nms_radius=2)
+    image = sample_images(("coffee.png",)).load(0, (240, 320))[0]
+    ends = [feature.detect(view, describe=True) for view in (image, 0.5 * image)]
+    short = [feature.shorten(keypoints) for keypoints in ends]
+    for whole, half in zip(ends, short):
+        assert torch.equal(whole.xy, half.xy) and half.descriptors.shape == (len(whole), 64)
+        assert torch.allclose(half.descriptors.norm(dim=1), torch.ones(len(whole)), atol=1e-5)
+    counts = [len(match_mnn(a.descriptors, b.descriptors).indices) for a, b in (ends, short)]
+    assert counts[1] > 0.9 * counts[0] > 100
+    with pytest.raises(ValueError, match="describe=True"):
+        feature.shorten(feature.detect(image))
+    with pytest.raises(ValueError, match="a student has"):
+        load("harris").shorten(ends[0])
 
 
 def test_the_command_writes_descriptors(tmp_path, monkeypatch):

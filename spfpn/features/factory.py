@@ -267,6 +267,15 @@ class LocalFeature:
             found = self.detector.describe(torch.stack(gray), listed)  # type: ignore[attr-defined]
         return found if several else found[0]
 
+    def shorten(self, keypoints: Keypoints) -> Keypoints:
+        """Halve the descriptors of this detector's keypoints, [N, 64], for `mnn` and for storage.
+
+        LightGlue needs the whole ones. Raises ValueError for keypoints without descriptors, and
+        for a detector that is not a describing student."""
+        if not hasattr(self.detector, "shorten"):
+            raise ValueError(f"detector {self.name!r} has no shorter descriptors; a student has")
+        return self.detector.shorten(keypoints)
+
     @staticmethod
     def _read(images: Any) -> tuple[list[Tensor], bool, str]:
         "Return gray images [1, H, W], whether there are several, and what an error calls them."

@@ -86,6 +86,14 @@ class DescribingStudent(StudentDetector):
         return self._described(self.model.embed(images.to(self.device))[0], points)
 
     @detector_tensors()
+    def shorten(self, keypoints: Keypoints) -> Keypoints:
+        "Return keypoints whose descriptors are the 64 principal components, of unit length."
+        if keypoints.descriptors is None:
+            raise ValueError("keypoints without descriptors: detect them with describe=True")
+        descriptors = self.head.shorten(keypoints.descriptors.to(self.device).float())
+        return replace(keypoints, descriptors=descriptors.cpu())
+
+    @detector_tensors()
     def detect_and_describe(self, images: Tensor, mask: Tensor | None = None) -> list[Keypoints]:
         "Find keypoints with descriptors, in one forward pass."
         region = keypoint_region(images, mask, self.selection.border)

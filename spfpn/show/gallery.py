@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -297,8 +297,7 @@ def _before_and_after(gallery: _Gallery, count: int) -> PictureGroup | None:
 # %% ../../nbs/show/gallery.ipynb #6e7eaa1e
 def _matches(gallery: _Gallery) -> PictureGroup | None:
     "Draw matches and aligned views of the best, the median and the worst pair."
-    protocol, rows = get_protocol("H2:own"), gallery.rows("H2:own")
-    assert isinstance(protocol, HomographyProtocol)
+    protocol, rows = cast(HomographyProtocol, get_protocol("H2:own")), gallery.rows("H2:own")
     if rows.empty:
         return None
     chosen = typical_pairs(rows, "mma@3")
