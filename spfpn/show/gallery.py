@@ -307,7 +307,7 @@ def _matches(gallery: _Gallery) -> PictureGroup | None:
         shown += match_pictures(pair, protocol, row, name.capitalize())
     caption = (
         f"The pairs of {gallery.sequences.name} with the largest, the median and the smallest "
-        "share of right matches. Blue: right within 3 px. Red: wrong. The second picture of a "
+        "share of right matches. Blue: right within 3 px. Orange: wrong. The second picture of a "
         "pair lays the first view over the second; double contours show an error."
     )
     return PictureGroup("Matched and aligned photographs", caption, tuple(shown), "wide-narrow")
