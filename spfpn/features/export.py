@@ -117,6 +117,7 @@ def _run_pt2(files: _Files, size: ImageSize = None) -> _Run:
     file = io.BytesIO(files[".pt2"])
     if not zipfile.is_zipfile(file):  # or PyTorch prints a traceback
         raise ValueError("it is no archive")
+    file.seek(0)  # `is_zipfile` has read its end
     program = torch.export.load(file)
     ends, network = program.graph_signature, program.module()
     if list(ends.user_inputs) != ["image"]:

@@ -83,7 +83,7 @@ class ImageLoader:
         try:
             return self.images.load(i, self.size, self.mode)[0]
         except ImageError as error:
-            return error
+            return ImageError(str(error))  # without its traceback, which holds the pixels
 
     def batches(
         self,

@@ -237,7 +237,7 @@ def match_pairs(
         except ImageError as error:
             if skipped is None:
                 raise
-            skipped[name] = error
+            skipped[name] = ImageError(str(error))  # its traceback would hold the pixels
     readable = [pair for pair in pairs if described.keys() >= set(pair)]
     return {
         (one, two): matcher.match(described[one], described[two])
