@@ -18,7 +18,6 @@ from spfpn.core.download import (
     DownloadError,
     RemoteFile,
     check_digest,
-    describe_size,
     download,
     unpack,
 )
