@@ -55,7 +55,7 @@ def test_align_two_photographs(tmp_path):
     done = run_notebook("align_two_photographs", tmp_path, **files)
     outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
     said = "".join(output.get("text", "") for output in outputs)
-    assert said.count("3×3 model") >= 2 and "pixels off" not in said  # no truth is known
+    assert said.count("3×3 homography") >= 2 and "pixels off" not in said  # no truth is known
     pictures = sum("image/png" in output.get("data", {}) for output in outputs)
     assert pictures == 5
 
