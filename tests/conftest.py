@@ -1,6 +1,7 @@
-"Notebooks that the tests write, a folder for outputs, and how many examples hypothesis makes up."
+"Notebooks that tests write, a folder for outputs, Chromium, and hypothesis' number of examples."
 
 import os
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,26 @@ common = dict(
 settings.register_profile("quick", max_examples=100, derandomize=True, **common)
 settings.register_profile("thorough", max_examples=1_000, print_blob=True, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    "The browser; a test that asks for it is skipped where there is none."
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (pip install 'spfpn[dev]')"
+    )
+    if not CHROMIUM:
+        pytest.skip("no Chromium on the path (apt-get install chromium, or name one by $CHROMIUM)")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

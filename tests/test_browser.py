@@ -11,7 +11,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -35,9 +34,6 @@ from spfpn.evaluate.results import evaluate_detectors
 from spfpn.models.spfpn import SPFPN, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 SIZE = (96, 128)
 
 _EXTENSIONS = "@jupyterlab/apputils-extension", "@jupyterlab/notebook-extension"
@@ -343,25 +339,6 @@ class Explorer:
             ),
             float,
         ).reshape(-1, 2)
-
-
-def launch(playwright):
-    return playwright.chromium.launch(
-        executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    )
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install 'spfpn[dev]')"
-    )
-    if not CHROMIUM:
-        pytest.skip("no Chromium on the path (apt-get install chromium, or name one by $CHROMIUM)")
-    with playwright.sync_playwright() as p:
-        browser = launch(p)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

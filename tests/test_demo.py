@@ -8,7 +8,6 @@ import functools
 import http.server
 import os
 import re
-import shutil
 import sys
 import threading
 from pathlib import Path
@@ -24,9 +23,6 @@ from spfpn.runtime.matching import match_descriptors
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "docs"))
 book = pytest.importorskip("book", reason="needs the extra docs")
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 NOT_THE_SAME = "These photographs do not seem to show the same place."
 SECONDS = 120  # for the network, on a busy machine
 
@@ -62,20 +58,6 @@ def address(folder):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/index.html"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install 'spfpn[dev]')"
-    )
-    if not CHROMIUM:
-        pytest.skip("no Chromium on the path (apt-get install chromium, or name one by $CHROMIUM)")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

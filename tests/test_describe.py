@@ -1,5 +1,7 @@
 "Phase 3: the teacher's descriptors, the head that learns them, and what a user does with them."
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -244,6 +246,13 @@ def test_shorter_descriptors_keep_the_keypoints_and_match_nearly_as_well():
         feature.shorten(feature.detect(image))
     with pytest.raises(ValueError, match="a student has"):
         load("harris").shorten(ends[0])
+
+
+def test_the_example_measures_short_descriptors():
+    file = Path(__file__).resolve().parents[1] / "examples" / "short_descriptors.py"
+    detector = make_detector(f"{file}:Short", Selection(50))
+    (found,) = detector.detect_and_describe(torch.rand(1, 1, 64, 96))
+    assert found.descriptors.shape == (len(found), 64) and len(found) > 10
 
 
 def test_the_command_writes_descriptors(tmp_path, monkeypatch):

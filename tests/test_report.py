@@ -3,11 +3,9 @@
 The layout is tested in a real browser. That needs playwright and Chromium, as test_browser.py does,
 and is skipped without them."""
 
-import os
 import re
 import shutil
 from html.parser import HTMLParser
-from importlib.util import find_spec
 
 import pandas as pd
 import pytest
@@ -21,7 +19,6 @@ from spfpn.models.spfpn import PRETRAINED_DIR
 from spfpn.show.gallery import measured_sequences, run_gallery
 from spfpn.show.report import write_report
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 LARGEST = 5_000_000  # bytes: a report is mailed
 
 
@@ -109,23 +106,16 @@ def test_the_terminal_says_what_comes_next(run):
     assert "spfpn match" in said
 
 
-@pytest.mark.skipif(
-    not (CHROMIUM and find_spec("playwright")), reason="needs playwright and Chromium"
-)
 @pytest.mark.parametrize(("width", "theme"), [(390, "light"), (1280, "dark")])
-def test_nothing_is_wider_than_the_screen_and_text_is_readable(run, width, theme):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(run.report.as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        style = "getComputedStyle(document.body)"
-        ink, ground = (page.evaluate(f"{style}.{name}") for name in ("color", "backgroundColor"))
-        browser.close()
+def test_nothing_is_wider_than_the_screen_and_text_is_readable(chromium, run, width, theme):
+    page = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(run.report.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    style = "getComputedStyle(document.body)"
+    ink, ground = (page.evaluate(f"{style}.{name}") for name in ("color", "backgroundColor"))
+    page.close()
     assert [url for url in asked if not url.startswith("data:")] == [run.report.as_uri()]
     bright = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in (ink, ground)]
     assert (bright[0] > bright[1]) == (theme == "dark") and abs(bright[0] - bright[1]) > 400

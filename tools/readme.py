@@ -110,11 +110,11 @@ def matching(metrics, models):
                 size = f"{int(model['parameters']):,}" if model["parameters"] > 0 else "–"
                 who = f"`{model['detector']}`{' + LightGlue' * bool(matcher)}"
                 values = ["–" if value is None else f"{value:.3f}" for value in found]
-                table.append([who, *values, size, str(model["dimension"])])
+                table.append([who, *values, size])
                 order.append(-found[0])
     heads = [head for columns in MATCHING.values() for head in columns.values()]
     ranked = [row for _, row in sorted(zip(order, table))]
-    return to_markdown([["system", *heads, "parameters", "numbers"], *ranked])
+    return to_markdown([["system", *heads, "parameters"], *ranked])
 
 
 def quality_order(quality):
