@@ -226,7 +226,11 @@ def test_an_archive_writes_nothing_outside_its_folder(name, tmp_path):
     assert written <= {tmp_path / "x", out / "ok", out / "a" / "ok"}
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", tar_of(tarfile.TarInfo("a"))[:-20]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive", tar_of(tarfile.TarInfo("a"))[:-20]],
+    ids=["empty", "none", "cut off"],  # an archive's bytes hold the time
+)
 def test_a_damaged_archive_is_named(content, tmp_path):
     (tmp_path / "x.tgz").write_bytes(content)
     with pytest.raises(DownloadError, match=r"x.tgz: not a whole archive"):
