@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from spfpn.core.registry import DESCRIPTORS, DETECTORS, MATCHERS
+from spfpn.data.images import sample_images
 from spfpn.features.classical import PointDetector, ResponseDetector
 from spfpn.features.descriptors import describe_keypoints, descriptor_version
 from spfpn.features.factory import load, make_detector
 from spfpn.features.keypoints import Keypoints, Selection
+from spfpn.features.student import StudentDetector
 from spfpn.matching.matchers import make_matcher
+from spfpn.models.spfpn import SPFPN, load_checkpoint, optimize_for_inference
 
 CLASSICAL = ("harris", "shi", "fast", "sift", "random")
 
@@ -414,3 +417,44 @@ def test_a_repr_is_one_informative_line(name):
     assert (
         repr(Keypoints(torch.zeros(0, 2), torch.zeros(0))) == "Keypoints(0 points, no descriptors)"
     )
+
+
+@pytest.mark.parametrize("name", ["spfpn-s", "spfpn-l"])
+def test_the_copy_that_detects_gives_what_the_checkpoint_gives(name):
+    model, photo = load_checkpoint(name), sample_images(("coffee.png",)).load(0, (240, 320))[0]
+    fast = optimize_for_inference(model)
+    with torch.no_grad():
+        assert torch.allclose(fast.heatmap(photo[None]), model.heatmap(photo[None]), atol=1e-5)
+    kinds = [type(layer) for layer in fast.head.modules()]
+    assert torch.nn.BatchNorm2d not in kinds and torch.nn.Conv2d in kinds
+
+
+SWAPPED = """
+from torch import nn
+
+
+class Swapped(nn.Module):
+    strides, channels = (4,), (8,)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 4, 4), nn.BatchNorm2d(3)
+        self.last = nn.Conv2d(3, 8, 1)
+
+    def forward(self, images):
+        return [self.last(self.conv(self.norm(images).relu()))]
+
+
+def make(pretrained):
+    return Swapped()
+"""
+
+
+def test_a_backbone_that_runs_its_layers_in_another_order_keeps_its_heatmap(tmp_path):
+    (tmp_path / "swapped.py").write_text(SWAPPED)
+    model = SPFPN(f"{tmp_path}/swapped.py:make", levels=1, channels=8, prior=0.5).eval()
+    torch.nn.init.normal_(model.head.last.weight)
+    model.backbone.norm.running_mean.fill_(3.0)
+    image = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(StudentDetector(model).heatmap(image), model.heatmap(image))

@@ -34,7 +34,7 @@ from spfpn.features.keypoints import (
 )
 from ..geometry.homography import resize_image
 from ..labels.labeling import ImageLoader, label_images
-from ..models.spfpn import list_pretrained, load_checkpoint
+from ..models.spfpn import list_pretrained, load_checkpoint, optimize_for_inference
 from ..runtime.light import LightFeature
 from ..show.pictures import to_pil
 
@@ -71,9 +71,10 @@ def _network(name: str) -> tuple[str, nn.Module] | None:
         if name == "superpoint":
             peer.net.convDa = peer.net.convDb = nn.Identity()  # no descriptors
         return _PEERS[name], _ExtractorHeatmap(peer)
-    if name in list_pretrained():
-        return name, load_checkpoint(list_pretrained()[name])
-    return (checkpoint_name(name), load_checkpoint(name)) if name.endswith(".safetensors") else None
+    if name in list_pretrained() or name.endswith(".safetensors"):
+        title = name if name in list_pretrained() else checkpoint_name(name)
+        return title, optimize_for_inference(load_checkpoint(name))
+    return None
 
 
 def _run_in(network: Any, runtime: str, size: tuple[int, int]) -> Callable[[Tensor], Tensor]:

@@ -25,7 +25,7 @@ from spfpn.features.keypoints import (
     keypoint_region,
 )
 from ..models.descriptor import DescriptorHead
-from ..models.spfpn import SPFPN, binomial_blur
+from ..models.spfpn import SPFPN, binomial_blur, optimize_for_inference
 
 # %% auto #0
 __all__ = ['StudentDetector', 'DescribingStudent', 'calibrate_scores']
@@ -44,7 +44,7 @@ class StudentDetector(HeatmapDetector):
         version: str = "",  # digest of its weights; empty: its keypoints are not cached
     ):
         super().__init__(selection)
-        self.model, self.name, self.version = model.eval(), name, version
+        self.model, self.name, self.version = optimize_for_inference(model), name, version
 
     @property
     def device(self) -> torch.device:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from .heads import sum_at_finest
+
 # %% auto #0
 __all__ = ['COMPACT_DIM', 'sample_square', 'ResidualBlock', 'DescriptorHead']
 
@@ -65,13 +67,7 @@ class _Join(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         found = [enter(one) for enter, one in zip(self.enter, maps)]
-        size = found[0].shape[-2:]
-        same = [m if m.shape[-2:] == size else _resized(m, size) for m in found]
-        return F.relu(self.norm(torch.stack(same).sum(0)))
-
-
-def _resized(maps: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return F.relu(self.norm(sum_at_finest(found)))
 
 # %% ../../nbs/models/descriptor.ipynb #d3head03
 class DescriptorHead(nn.Module):

@@ -5,6 +5,8 @@
 # %% ../../nbs/models/heads.ipynb #heads002
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,19 +15,20 @@ from torchvision.ops import Conv2dNormActivation
 from ..core.registry import HEADS
 
 # %% auto #0
-__all__ = ['BicubicHead', 'PixelShuffleHead']
+__all__ = ['sum_at_finest', 'BicubicHead', 'PixelShuffleHead']
 
 # %% ../../nbs/models/heads.ipynb #2ef64ca2
 _STEM_CHANNELS = 16  # at stride 2, the most expensive place of the network
 
 
-def _sum_at_finest(maps: list[Tensor]) -> Tensor:
+def sum_at_finest(maps: Sequence[Tensor]) -> Tensor:
     "Add all maps at the size of the first one, the finest."
-    finest, *coarser = maps
-    size = finest.shape[-2:]
-    return finest + sum(
-        F.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in coarser
-    )
+    total, *coarser = maps
+    for m in coarser:
+        if m.shape[-2:] != total.shape[-2:]:
+            m = F.interpolate(m, total.shape[-2:], mode="bilinear", align_corners=False)
+        total = total + m
+    return total
 
 # %% ../../nbs/models/heads.ipynb #bb1caf40
 @HEADS.register("bicubic")
@@ -42,7 +45,7 @@ class BicubicHead(nn.Module):
         return self.norm
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
-        logits = self.norm(self.score(_sum_at_finest(maps)))
+        logits = self.norm(self.score(sum_at_finest(maps)))
         return F.interpolate(logits, size=gray.shape[-2:], mode="bicubic", align_corners=False)
 
 # %% ../../nbs/models/heads.ipynb #c435b025
@@ -92,14 +95,14 @@ class PixelShuffleHead(nn.Module):
         "Return the stem's maps at strides 2 and 4, and the latter joined with the pyramid."
         fine = self.stem(gray)
         down = self.down(fine)
-        return [fine, down, self.fuse(down + self.context(_sum_at_finest(maps)))]
+        return [fine, down, self.fuse(down + self.context(sum_at_finest(maps)))]
 
     def decode(self, embedded: list[Tensor]) -> Tensor:
         "Return the logits of what `embed` gave."
         fine, down, fused = embedded
         means = torch.cat([m.mean((2, 3)) for m in (fine, down)], 1)
         coarse = self.up(self.coarse_by_whole(fused, means))
-        joined = self.fine_by_whole(_sum_at_finest([fine, coarse]), means)
+        joined = self.fine_by_whole(sum_at_finest([fine, coarse]), means)
         return F.pixel_shuffle(self.score(self.refine(joined)), 2)
 
     def forward(self, maps: list[Tensor], gray: Tensor) -> Tensor:
