@@ -22,16 +22,22 @@ def sample_square(
     maps: Tensor,  # [B, C, h, w]
     xy: Tensor,  # [B, N, 2], pixels of the images
     stride: int,  # pixels of the image to a cell
-    side: int,  # cells to a side of the square
+    side: int,  # cells to a side of the square, odd
 ) -> Tensor:  # [B, N, C · side²]
     "Sample a square of cells around each point, one cell apart."
-    h, w = maps.shape[-2:]
-    along = torch.arange(side, device=xy.device) - (side - 1) / 2
-    offsets = torch.stack(torch.meshgrid(along, along, indexing="xy"), -1).reshape(-1, 2)
-    cells = (xy[:, :, None] + 0.5) / stride + offsets  # from the edge of the map
-    grid = torch.stack((cells[..., 0] / w, cells[..., 1] / h), -1) * 2 - 1
-    found = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
-    return found.transpose(1, 2).flatten(2)
+    channels, h, w = maps.shape[1:]
+    cells = (xy + 0.5) / stride - 0.5
+    first = cells.floor()
+    near = torch.arange(side + 1, device=xy.device) - side // 2
+    x, y = (first.long()[..., None] + near).unbind(2)  # [B, N, side + 1]
+    place = y.clamp(0, h - 1)[..., :, None] * w + x.clamp(0, w - 1)[..., None, :]
+    place = place + torch.arange(len(maps), device=xy.device)[:, None, None, None] * (h * w)
+    vectors = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    found = vectors.index_select(0, place.flatten()).reshape(*place.shape, channels)
+    right, down = (cells - first)[..., None, None, None].unbind(2)
+    rows = torch.lerp(found[:, :, :-1], found[:, :, 1:], down)
+    square = torch.lerp(rows[:, :, :, :-1], rows[:, :, :, 1:], right)
+    return square.permute(0, 1, 4, 2, 3).flatten(2)
 
 # %% ../../nbs/models/descriptor.ipynb #d3head01
 class ResidualBlock(nn.Module):

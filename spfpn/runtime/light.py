@@ -142,7 +142,8 @@ class LightFeature:
         self.version = self.session.get_modelmeta().custom_metadata_map["digest"]
         self.describer = None
         if describing.is_file():
-            self.describer = _open_session(describing, self.threads)
+            # threads of a second pool would wait for those of the first, which still spin
+            self.describer = _open_session(describing, threads=1)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"session": None, "describer": None, "process": 0}
