@@ -402,7 +402,7 @@ def optimize_for_inference(model: SPFPN) -> SPFPN:
     fast = copy.deepcopy(plain)
     for layers in [*fast.modules()]:
         _fuse(layers)
-    fast.head.to(memory_format=torch.channels_last)
+    fast.to(memory_format=torch.channels_last)
     image = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
     image = image.to(next(model.parameters()).device)
     same = torch.allclose(fast.heatmap(image), plain.heatmap(image), atol=1e-4)
