@@ -2,9 +2,11 @@
 
 Sphinx reads a copy of the notebooks, README and cards in `_docs/source`, which has the folders of
 the repository, so that links between files hold. `docs/order.txt` orders the chapters.
+With REPOSITORY=owner/name in the environment, chapters have buttons that open Colab and Binder.
 The page in `docs/demo` runs a detector in the browser; npm brings ONNX Runtime Web for it, once.
 """
 
+import ast
 import re
 import shutil
 import subprocess
@@ -106,15 +108,45 @@ def copy_sources():
 
 
 def for_readers(notebook):
-    "Drop hidden cells and nbdev's directives; mend links to the front page."
+    "Drop hidden cells and nbdev's directives, mend links to the front page, describe pictures."
     notebook.cells = [cell for cell in notebook.cells if not is_hidden(cell)]
+    minutes, said = reading_time(notebook), ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = link_front_page(cell.source)
-        elif "#| echo: false" in cell.source:
-            cell.metadata.tags = ["remove-input"]
+            said = description(cell.source) or said
+            continue
+        cell.metadata["mystnb"] = {"image": {"alt": said}}
+        hidden = "remove-input" if "#| echo: false" in cell.source else ""
         cell.source = re.sub(r"(?m)^#\|.*\n?", "", cell.source)
+        if hidden or only_imports(cell.source):
+            cell.metadata.tags = [hidden or "hide-input"]
+    if notebook.cells and notebook.cells[0].cell_type == "markdown":
+        notebook.cells[0].source += f"\n\n*{minutes} min to read*"
     return notebook
+
+
+def only_imports(code: str) -> bool:
+    "Say whether a cell imports and does nothing else."
+    try:
+        lines = ast.parse(code).body
+    except SyntaxError:  # a magic of IPython
+        return False
+    return bool(lines) and all(isinstance(line, ast.Import | ast.ImportFrom) for line in lines)
+
+
+def reading_time(notebook) -> int:
+    "Return minutes for prose and code, at 200 words a minute."
+    words = sum(len(cell.source.split()) for cell in notebook.cells)
+    return max(1, round(words / 200))
+
+
+def description(text: str) -> str:
+    "Return the last sentence of prose before a picture: it says what the picture shows."
+    prose = re.sub(r"(?ms)^```.*?^```|^\|.*?$|^#+ .*?$|^> ", "", text)
+    prose = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|[*`$]", r"\1", prose)
+    sentences = re.split(r"(?<=[.:?])\s+", " ".join(prose.split()))
+    return sentences[-1].rstrip(":")
 
 
 def link_front_page(text: str) -> str:

@@ -1,5 +1,6 @@
 "Settings of Sphinx for the book; `docs/book.py` calls it."
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -29,6 +30,14 @@ html_theme_options = {
     "navbar_persistent": [],  # the search stands in the sidebar
     "show_toc_level": 2,
 }
+if repository := os.environ.get("REPOSITORY"):  # owner/name at GitHub
+    html_theme_options |= {
+        "repository_url": f"https://github.com/{repository}",
+        "launch_buttons": {
+            "colab_url": "https://colab.research.google.com",
+            "binderhub_url": "https://mybinder.org",
+        },
+    }
 html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["book.css"]

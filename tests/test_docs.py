@@ -38,6 +38,31 @@ def test_readers_see_no_directives_and_no_hidden_cells():
     assert shown[1].metadata.tags == ["remove-input"]
 
 
+def test_imports_are_folded_and_the_idea_is_not():
+    cells = [
+        nbformat.v4.new_code_cell(f"#| export\n{c}")
+        for c in ("import a\nfrom b import c", "import a\na()")
+    ]
+    shown = book.for_readers(nbformat.v4.new_notebook(cells=cells)).cells
+    assert [cell.metadata.get("tags") for cell in shown] == [["hide-input"], None]
+
+
+def test_a_chapter_tells_its_reading_time_and_what_its_pictures_show():
+    code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    story = "## Night\n\nIt is dark. [Rings](a.ipynb) mark `keypoints`:\n\n| a |\n|---|\n| 1 |"
+    cells = [
+        text("# Title\n\n> What it is"),
+        text(story),
+        code("show()"),
+        text("### Next"),
+        code("x"),
+    ]
+    shown = book.for_readers(nbformat.v4.new_notebook(cells=[*cells, text("word " * 580)])).cells
+    assert shown[0].source.endswith("*3 min to read*")
+    assert shown[2].metadata["mystnb"]["image"]["alt"] == "Rings mark keypoints"
+    assert shown[4].metadata["mystnb"]["image"]["alt"] == "Rings mark keypoints"
+
+
 def test_loads_from_a_network_are_found(tmp_path, monkeypatch):
     monkeypatch.setattr(book, "HTML", tmp_path)
     (tmp_path / "good.html").write_text('<a href="https://a.org"></a><script src="a.js"></script>')
