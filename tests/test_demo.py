@@ -238,7 +238,7 @@ def test_all_controls_have_names_and_are_reached_by_tab(page):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_nothing_is_wider_than_the_page(page, width):
     page.set_viewport_size(dict(width=width, height=844))
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.wait_for_function(f"document.documentElement.scrollWidth <= {width}")
 
 
 def test_the_page_works_without_a_network_once_loaded(page):

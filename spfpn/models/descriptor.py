@@ -25,13 +25,13 @@ def sample_square(
     side: int,  # cells to a side of the square, odd
 ) -> Tensor:  # [B, N, C · side²]
     "Sample a square of cells around each point, one cell apart."
-    channels, h, w = maps.shape[1:]
+    images, channels, h, w = maps.shape
     cells = (xy + 0.5) / stride - 0.5
     first = cells.floor()
     near = torch.arange(side + 1, device=xy.device) - side // 2
     x, y = (first.long()[..., None] + near).unbind(2)  # [B, N, side + 1]
     place = y.clamp(0, h - 1)[..., :, None] * w + x.clamp(0, w - 1)[..., None, :]
-    place = place + torch.arange(len(maps), device=xy.device)[:, None, None, None] * (h * w)
+    place = place + torch.arange(images, device=xy.device)[:, None, None, None] * (h * w)
     vectors = maps.permute(0, 2, 3, 1).reshape(-1, channels)
     found = vectors.index_select(0, place.flatten()).reshape(*place.shape, channels)
     right, down = (cells - first)[..., None, None, None].unbind(2)

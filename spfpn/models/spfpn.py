@@ -405,5 +405,5 @@ def optimize_for_inference(model: SPFPN) -> SPFPN:
     fast.to(memory_format=torch.channels_last)
     image = torch.rand(1, 1, 64, 96, generator=torch.Generator().manual_seed(0))
     image = image.to(next(model.parameters()).device)
-    same = torch.allclose(fast.heatmap(image), plain.heatmap(image), atol=1e-4)
+    same = torch.allclose(fast(image), plain(image), atol=1e-3)
     return fast if same else plain  # a backbone of one's own may run its layers in another order
