@@ -5,178 +5,64 @@
 # %% ../../nbs/show/charts.ipynb #4e85b25b
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from .pictures import ORANGE, SKY, line_style
+from .pictures import draw_detector_curves, draw_log, new_chart
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['round_ticks', 'Line', 'line_chart', 'detector_chart', 'training_charts', 'interval_axis', 'interval_bar']
+__all__ = ['svg_chart', 'detector_chart', 'training_charts', 'interval_axis', 'interval_bar']
 
-# %% ../../nbs/show/charts.ipynb #b381566e
-def round_ticks(
-    low: float,
-    high: float,
-    count: int = 5,  # steps, about
-) -> list[float]:
-    "Choose round numbers between two values."
-    rough = (high - low) / count or 1.0
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(k for k in (1, 2, 5, 10) if k * power >= rough * 0.999)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [k * step for k in range(first, last + 1)]
-
-# %% ../../nbs/show/charts.ipynb #83ef3c25
-@dataclass(frozen=True)
-class Line:
-    "A curve of a chart."
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]  # what is not finite is left out
-    color: str = SKY
-    dash: str = "solid"  # or dash, dashdot, dot
-
-    def points(self, most: int = 400) -> list[tuple[float, float]]:
-        "List the finite points, evenly thinned to at most `most`."
-        kept = [(a, b) for a, b in zip(self.x, self.y) if math.isfinite(a) and math.isfinite(b)]
-        index = np.linspace(0, len(kept) - 1, min(most, len(kept))).astype(int)
-        return [kept[i] for i in index]
-
-
-_DASHES = dict(solid="", dash="7 4", dashdot="7 3 2 3", dot="2 3")
-
-
-def _stroke(line: Line) -> str:
-    "Write the look of a line."
-    dashes = f' stroke-dasharray="{_DASHES[line.dash]}"' if _DASHES[line.dash] else ""
-    return f'fill="none" stroke="{line.color}" stroke-width="2"{dashes}'
-
-# %% ../../nbs/show/charts.ipynb #b434cd00
-_WIDTH, _HEIGHT = 380, 250  # of the drawing, in its own units
-_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 12, 10, 46
-_FEW = 60  # points, to be drawn as dots
-
-
-@dataclass(frozen=True)
-class _Scale:
-    "Where values lie in the drawing."
-
-    x: tuple[float, float]
-    y: tuple[float, float]
-
-    def place(self, x: float, y: float) -> tuple[float, float]:
-        (x0, x1), (y0, y1) = self.x, self.y
-        across = (x - x0) / ((x1 - x0) or 1)
-        up = (y - y0) / ((y1 - y0) or 1)
-        inner = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-        return _LEFT + across * inner[0], _HEIGHT - _BOTTOM - up * inner[1]
-
-
-def _fit(lines: Sequence[Line], limits: tuple[float, float] | None, least: float) -> _Scale:
-    "Fit the axes to the lines; y has `limits`, or spans `least` or more."
-    points = [point for line in lines for point in line.points()] or [(0.0, 0.0)]
-    xs, ys = zip(*points)
-    span = max(ys) - min(ys)
-    pad = max(0.06 * span, (least - span) / 2) or abs(max(ys)) or 1.0
-    return _Scale((min(xs), max(xs)), limits or (min(ys) - pad, max(ys) + pad))
-
-# %% ../../nbs/show/charts.ipynb #82a5b53c
-def _tick(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _grid(scale: _Scale) -> str:
-    "Draw the grid with its numbers."
-    parts, bottom = [], _HEIGHT - _BOTTOM
-    for value in round_ticks(*scale.y):
-        _, y = scale.place(scale.x[0], value)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        label = f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_tick(value)}</text>'
-        parts.append(label)
-    for value in round_ticks(*scale.x):
-        x, _ = scale.place(value, scale.y[0])
-        parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{bottom}"/>')
-        label = f'<text x="{x:.1f}" y="{bottom + 17}" text-anchor="middle">{_tick(value)}</text>'
-        parts.append(label)
-    return "".join(parts)
-
-
-def _axis_titles(x: str, y: str) -> str:
-    "Write the titles of both axes."
-    across, up = (_LEFT + _WIDTH - _RIGHT) / 2, (_TOP + _HEIGHT - _BOTTOM) / 2
-    below = f'<text x="{across}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>'
-    turned = f'transform="translate(13 {up}) rotate(-90)" text-anchor="middle"'
-    return f"{below}<text {turned}>{escape(y)}</text>"
-
-# %% ../../nbs/show/charts.ipynb #c95b79d8
-def _draw_line(line: Line, scale: _Scale) -> str:
-    "Draw a line, and dots with their values where they are few."
-    points = line.points()
-    places = [scale.place(*point) for point in points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    drawn = [f'<polyline points="{path}" {_stroke(line)}/>']
-    for (a, b), (x, y) in zip(points if len(points) <= _FEW else [], places):
-        said = f"<title>{escape(line.name)}: {b:.4g} at {a:.4g}</title>"
-        drawn.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{line.color}">{said}</circle>'
-        )
-    return "".join(drawn)
-
-
-def _legend(lines: Sequence[Line]) -> str:
-    "Write the names of lines, each beside a piece of its line."
-    items = "".join(
-        f'<li><svg viewBox="0 0 26 8" aria-hidden="true"><path d="M1 4H25" {_stroke(line)}/></svg>'
-        f"{escape(line.name)}</li>"
-        for line in lines
-    )
-    return f'<ul class="legend">{items}</ul>'
-
-
-def _told(lines: Sequence[Line], x: str, y: str) -> str:
+# %% ../../nbs/show/charts.ipynb #257e81af
+def _told(fig: Figure) -> str:
     "Say in words what a chart shows: where each line begins and ends."
+    ax = fig.axes[0]
+    (legend,) = fig.legends or [ax.get_legend()]
     parts = []
-    for line in lines:
-        if points := line.points():
-            parts.append(f"{line.name} from {points[0][1]:.3g} to {points[-1][1]:.3g}")
-    return f"{y} over {x}: {'; '.join(parts) or 'no values'}"
+    for line, name in zip(ax.get_lines(), legend.get_texts() if legend else ()):
+        values = np.asarray(line.get_ydata(), float)
+        if len(values := values[np.isfinite(values)]):
+            parts.append(f"{name.get_text()} from {values[0]:.3g} to {values[-1]:.3g}")
+    what = ax.get_ylabel() or ax.get_title()
+    return f"{what} over {ax.get_xlabel()}: {'; '.join(parts) or 'no values'}"
 
-# %% ../../nbs/show/charts.ipynb #de7db484
-def line_chart(
-    lines: Sequence[Line],
-    x: str,  # title of the axis, with its unit
-    y: str,
-    limits: tuple[float, float] | None = None,  # of y; None: as the lines need
-    title: str = "",
-    least: float = 0.0,  # span of y without limits, so that noise is not enlarged to a slope
-) -> str:
-    "Draw lines as HTML: a title, a legend and an SVG that tells its content to screen readers."
-    scale = _fit(lines, limits, least)
-    told = escape(_told(lines, x, y), quote=True)
-    drawn = "".join(_draw_line(line, scale) for line in lines)
-    inside = _grid(scale) + _axis_titles(x, y) + drawn
-    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{told}"'
-    heading = f"<h4>{escape(title)}</h4>" if title else ""
-    return f'<div class="chart">{heading}{_legend(lines)}<svg {box}>{inside}</svg></div>'
+
+def svg_chart(fig: Figure) -> str:
+    "Write a figure of one panel as SVG, in the color of the text around it."
+    import matplotlib
+
+    file, told = io.StringIO(), escape(_told(fig), quote=True)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": told}):
+        fig.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    drawing = file.getvalue().replace("#000000", "currentColor")
+    box = re.search(r'viewBox="[^"]*"', drawing)[0]  # type: ignore[index]
+    inside = re.sub(r' id="[a-z0-9]+_\d+"', "", drawing[drawing.index("<defs>") :]).strip()
+    return f'<div class="chart"><svg {box} role="img" aria-label="{told}">{inside}</div>'
 
 # %% ../../nbs/show/charts.ipynb #335803ed
+_SIZE = (3.8, 2.8)  # width and height, in hundreds of pixels
+_LEAST = 0.1  # span of an axis of shares
+
+
 def detector_chart(
     lines: pd.DataFrame,  # columns detector, x, y
     x: str,
     y: str,
 ) -> str:
     "Draw curves of detectors, from 0 to 1."
-    drawn = [
-        Line(name, part.x.tolist(), part.y.tolist(), *line_style(i, name))
-        for i, (name, part) in enumerate(lines.groupby("detector", sort=False))
-    ]
-    return line_chart(drawn, x, y, (0, 1.02))
+    wide, high = _SIZE
+    size = wide, high + 0.1 * lines.detector.nunique()  # two names to a row
+    return svg_chart(draw_detector_curves(lines, x, y, size=size, legend="lower left"))
 
 
 _LOG = {  # name in a log: title, and what the vertical axis shows
@@ -192,21 +78,21 @@ _LOG = {  # name in a log: title, and what the vertical axis shows
     "right_neighbors": ("Nearest descriptors that are right", "share of the points"),
     "mma_3": ("Matches that are right within 3 px", "share of the matches"),
 }
-_SPLITS = dict(train=("training", SKY, "solid"), val=("held back", ORANGE, "dash"))
 
 
 def training_charts(log: pd.DataFrame) -> list[str]:
     "Draw a log of columns step, split, name, value: a chart for each name."
     charts = []
-    for name, values in log.groupby("name", sort=False):
-        lines = []
-        for split, (label, color, dash) in _SPLITS.items():
-            part = values[values["split"] == split].sort_values("step")
-            if len(part):
-                lines.append(Line(label, part.step.tolist(), part.value.tolist(), color, dash))
+    for name in log["name"].unique():
         title, y = _LOG.get(name, (str(name), str(name)))
-        least = 0.1 if y.startswith("share") else 0.0
-        charts.append(line_chart(lines, "training step", y, title=title, least=least))
+        fig, ax = new_chart(*_SIZE)
+        draw_log(ax, log, name)
+        ax.set(xlabel="training step", ylabel=y)
+        ax.set_title(title, fontsize=10, parse_math=False)
+        low, high = ax.get_ylim()
+        if y.startswith("share") and high - low < _LEAST:  # or noise looks like a slope
+            ax.set_ylim((low + high - _LEAST) / 2, (low + high + _LEAST) / 2)
+        charts.append(svg_chart(fig))
     return charts
 
 # %% ../../nbs/show/charts.ipynb #98a1e3e8

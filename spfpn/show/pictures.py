@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['PALETTE', 'ORANGE', 'SKY', 'VERMILLION', 'GRAY', 'VIRIDIS', 'DIVERGING', 'line_style', 'to_pil', 'zoom_picture',
            'draw_keypoints', 'keypoint_picture', 'colorize', 'heat_limits', 'heat_layer', 'heatmap_picture',
-           'picture_grid', 'match_endpoints', 'draw_matches', 'new_chart', 'chart_picture', 'detector_curves_picture',
-           'training_curves_picture', 'data_uri']
+           'picture_grid', 'match_endpoints', 'draw_matches', 'new_chart', 'chart_picture', 'draw_detector_curves',
+           'detector_curves_picture', 'draw_log', 'training_curves_picture', 'data_uri']
 
 # %% ../../nbs/show/pictures.ipynb #ba6d63bf
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#0072B2", "#CC79A7")
@@ -307,29 +307,45 @@ def chart_picture(fig: Figure) -> Image.Image:
     return Image.fromarray(pixels).quantize(128, dither=Image.Dither.NONE)
 
 # %% ../../nbs/show/pictures.ipynb #039ea762
-def detector_curves_picture(
+_DASHES = dict(solid="-", dash="--", dashdot="-.", dot=":")
+
+
+def draw_detector_curves(
     lines: pd.DataFrame,  # columns detector, x, y
     x: str,  # title of the axis
     y: str,
     limits: tuple[float, float] | None = (0, 1.02),  # of the y axis; None: as the data
-) -> Image.Image:
+    size: tuple[float, float] = (7.6, 3.6),  # width and height, in hundreds of pixels
+    legend: str = "right upper",  # or `lower left`: beneath the panel
+) -> Figure:
     "Draw curves of detectors in one panel; the detector `random` is dotted gray."
-    fig, ax = new_chart()
-    dashes = dict(solid="-", dash="--", dashdot="-.", dot=":")
+    fig, ax = new_chart(*size)
     for i, (name, part) in enumerate(lines.groupby("detector", sort=False)):
         color, dash = line_style(i, name)
         marker = "o" if len(part) < 3 else None
-        ax.plot(part.x, part.y, dashes[dash], color=color, label=str(i), marker=marker)
+        ax.plot(part.x, part.y, _DASHES[dash], color=color, label=str(i), marker=marker)
     ax.set(xlabel=x, ylabel=y)
     if limits:
         ax.set_ylim(limits)
-    legend = fig.legend(loc="outside right upper", frameon=False)
-    for text, name in zip(legend.get_texts(), lines.detector.unique()):
+    columns = 1 if legend.startswith("right") else 2
+    names = fig.legend(loc=f"outside {legend}", frameon=False, ncols=columns)
+    for text, name in zip(names.get_texts(), lines.detector.unique()):
         text.set(parse_math=False, text=name)  # a dollar sign in a name is no formula
-    return chart_picture(fig)
+    return fig
+
+
+def detector_curves_picture(
+    lines: pd.DataFrame, x: str, y: str, limits: tuple[float, float] | None = (0, 1.02)
+) -> Image.Image:
+    "Draw what `draw_detector_curves` draws, as a picture."
+    return chart_picture(draw_detector_curves(lines, x, y, limits))
 
 # %% ../../nbs/show/pictures.ipynb #3d996d45
-def _draw_log(ax: Axes, log: pd.DataFrame, name: str) -> None:
+def draw_log(
+    ax: Axes,
+    log: pd.DataFrame,  # columns step, split, name, value
+    name: str,  # of the value to draw
+) -> None:
     "Draw one value of a log into a panel."
     looks = dict(train=(SKY, "-", "training"), val=(ORANGE, "--", "held back"))
     for split, (color, dash, label) in looks.items():
@@ -357,7 +373,7 @@ def training_curves_picture(
     for ax, name in zip(panels, names):
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(alpha=0.3)
-        _draw_log(ax, log, name)
+        draw_log(ax, log, name)
     for ax in panels[len(names) :]:
         ax.set_visible(False)
     return chart_picture(fig)
