@@ -38,6 +38,7 @@ from spfpn.features.keypoints import Selection, extract_keypoints, keypoint_regi
 from spfpn.features.student import StudentDetector
 from spfpn.matching.matchers import match_mnn
 from spfpn.models.spfpn import (
+    SPFPN,
     list_pretrained,
     load_checkpoint,
     resolve_checkpoint,
@@ -138,7 +139,8 @@ def test_descriptors_need_points_and_a_student_that_describes(tmp_path):
     with pytest.raises(ValueError, match="need a number of keypoints"):
         export_student("spfpn-s", "onnx", tmp_path / "s.onnx", describe=True)
     with pytest.raises(ValueError, match="need a student that describes"):
-        export_student("spfpn-l", "onnx", tmp_path / "s.onnx", CHOICE, describe=True)
+        plain = save_checkpoint(SPFPN(channels=8), tmp_path / "plain.safetensors")
+        export_student(plain, "onnx", tmp_path / "s.onnx", CHOICE, describe=True)
     assert not list(tmp_path.glob("*.onnx"))
 
 
