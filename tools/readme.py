@@ -68,23 +68,20 @@ def times_table(file):
     return to_markdown(rows)
 
 
-def overview(metrics, times, models):
-    "Fill `<!-- overview: METRICS TIMES MODELS -->`: quality, size and time of each detector."
+def overview(metrics, models):
+    "Fill `<!-- overview: METRICS MODELS -->`: quality and size of each detector."
     rows = read_metrics(NBS / metrics)
     quality = summarize(rows[rows.protocol == "R1"]).query("split == 'all'").set_index("detector")
-    total = benchmark_summary(pd.read_parquet(NBS / times)).set_index("row")["total"]
     named = ["repeatability@3", "repeatability@1", "localization_error"]
-    table = [["detector", "at 3 px", "at 1 px", "error, px", "parameters", "ms", "ms, OpenVINO"]]
+    table = [["detector", "at 3 px", "at 1 px", "error, px", "parameters"]]
     for model in (
         pd.read_csv(NBS / models)
         .sort_values("detector", key=quality_order(quality))
         .to_dict("records")
     ):
-        row = model["benchmark"]
         found = [f"{quality.loc[model['detector'], metric]:.3f}" for metric in named]
         size = f"{int(model['parameters']):,}" if model["parameters"] > 0 else "–"
-        ms = [f"{total[key]:.1f}" if key in total else "–" for key in (row, f"{row}, openvino")]
-        table.append([f"`{model['detector']}`", *found, size, *ms])
+        table.append([f"`{model['detector']}`", *found, size])
     return to_markdown(table)
 
 
@@ -95,8 +92,9 @@ MATCHING = {  # protocol, set and metrics of each column
 }
 
 
-def matching(metrics, models):
-    "Fill `<!-- matching: METRICS MODELS -->`: how well each system's own descriptors match."
+def matching(metrics, times, models):
+    "Fill `<!-- matching: METRICS TIMES MODELS -->`: how well each system's own descriptors match."
+    total = benchmark_summary(pd.read_parquet(NBS / times)).set_index("row")["total"]
     whole = summarize(read_metrics(NBS / metrics)).query("split == 'all'")
     table, order = [], []
     for model in pd.read_csv(NBS / models).to_dict("records"):
@@ -110,11 +108,11 @@ def matching(metrics, models):
                 size = f"{int(model['parameters']):,}" if model["parameters"] > 0 else "–"
                 who = f"`{model['detector']}`{' + LightGlue' * bool(matcher)}"
                 values = ["–" if value is None else f"{value:.3f}" for value in found]
-                table.append([who, *values, size])
+                table.append([who, *values, size, f"{total[model['detector']]:.0f}"])
                 order.append(-found[0])
     heads = [head for columns in MATCHING.values() for head in columns.values()]
     ranked = [row for _, row in sorted(zip(order, table))]
-    return to_markdown([["system", *heads, "parameters"], *ranked])
+    return to_markdown([["system", *heads, "parameters", "ms"], *ranked])
 
 
 def quality_order(quality):

@@ -248,6 +248,7 @@ def save_times(times: pd.DataFrame, path: str | Path) -> None:
 DESCRIBERS = (  # what is timed when nothing is named
     "spfpn-s:light",
     "spfpn-s",
+    "spfpn-l",
     "edgepoint2-t32",
     "edgepoint2-s64",
     "edgepoint2-e64",

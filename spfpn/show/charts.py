@@ -27,7 +27,7 @@ __all__ = ['svg_chart', 'detector_chart', 'training_charts', 'interval_axis', 'i
 def _told(fig: Figure) -> str:
     "Say in words what a chart shows: where each line begins and ends."
     ax = fig.axes[0]
-    (legend,) = fig.legends or [ax.get_legend()]
+    legend = fig.legends[0] if fig.legends else ax.get_legend()
     parts = []
     for line, name in zip(ax.get_lines(), legend.get_texts() if legend else ()):
         values = np.asarray(line.get_ydata(), float)

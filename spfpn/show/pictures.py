@@ -327,8 +327,9 @@ def draw_detector_curves(
     ax.set(xlabel=x, ylabel=y)
     if limits:
         ax.set_ylim(limits)
+    place: Any = f"outside {legend}"
     columns = 1 if legend.startswith("right") else 2
-    names = fig.legend(loc=f"outside {legend}", frameon=False, ncols=columns)
+    names = fig.legend(loc=place, frameon=False, ncols=columns)
     for text, name in zip(names.get_texts(), lines.detector.unique()):
         text.set(parse_math=False, text=name)  # a dollar sign in a name is no formula
     return fig
