@@ -124,6 +124,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'spfpn/apps/cli_evaluate.py')},
             'spfpn.apps.cli_match': { 'spfpn.apps.cli_match._Geometry': ('apps/cli_match.html#_geometry', 'spfpn/apps/cli_match.py'),
                                       'spfpn.apps.cli_match._Pair': ('apps/cli_match.html#_pair', 'spfpn/apps/cli_match.py'),
+                                      'spfpn.apps.cli_match._Pair.count': ('apps/cli_match.html#_pair.count', 'spfpn/apps/cli_match.py'),
                                       'spfpn.apps.cli_match._Pair.inliers': ( 'apps/cli_match.html#_pair.inliers',
                                                                               'spfpn/apps/cli_match.py'),
                                       'spfpn.apps.cli_match._Pair.rows': ('apps/cli_match.html#_pair.rows', 'spfpn/apps/cli_match.py'),

@@ -54,11 +54,19 @@ class _Pair:
     matches: Matches
     estimate: Estimate | None = None  # None: they do not show the same place
     said: str = ""  # why
+    tried: bool = True  # False: no geometry could be estimated here
 
     @property
-    def inliers(self) -> list[bool]:
-        "Say for each match whether it agrees with the geometry."
-        return self.estimate.inliers.tolist() if self.estimate else [False] * len(self.matches)
+    def inliers(self) -> list[bool | None]:
+        "Say for each match whether it agrees with the geometry; None where nobody knows."
+        if self.estimate:
+            return self.estimate.inliers.tolist()
+        return [False if self.tried else None] * len(self.matches)
+
+    @property
+    def count(self) -> int:
+        "How many matches agree with the geometry."
+        return sum(map(bool, self.inliers))
 
     def rows(self) -> list[list[Any]]:
         "Return a row of `_COLUMNS` for each match."
@@ -91,7 +99,8 @@ def _to_npz(pair: _Pair) -> bytes:
         keypoints1=np.asarray(found.image1.keypoints.xy),
     )
     arrays |= dict(matches=np.asarray(found.indices), scores=np.asarray(found.scores))
-    arrays["inliers"] = np.array(pair.inliers, bool)
+    if pair.tried:
+        arrays["inliers"] = np.array(pair.inliers, bool)
     if pair.estimate:
         arrays["model"] = np.asarray(pair.estimate.model)
     np.savez(file, **arrays)
@@ -149,7 +158,7 @@ def _to_pair(names: tuple[str, str], matches: Matches, geometry: _Geometry) -> _
     try:
         return _Pair(names, matches, getattr(matches, geometry.value)())
     except (MatchError, ImportError) as error:
-        return _Pair(names, matches, said=str(error))
+        return _Pair(names, matches, said=str(error), tried=isinstance(error, MatchError))
 
 # %% ../../nbs/apps/cli_match.ipynb #climat03
 def _match_two(matcher: ImageMatcher, known: dict[str, Path], geometry: _Geometry) -> _Pair:
@@ -190,7 +199,7 @@ def _show_pair(pair: _Pair, texts: dict[str, bytes], out: Path | None) -> None:
     from spfpn.apps.cli_detect import _write
 
     printed = {name: text for name, text in texts.items() if not out and not name.endswith("npz")}
-    count = f"{len(pair.matches)} matches, {sum(pair.inliers)} inliers"
+    count = f"{len(pair.matches)} matches, {pair.count} inliers"
     echo(f"{' and '.join(pair.names)}: {pair.said or count}", err=bool(printed or pair.said))
     for name, text in texts.items():
         if name in printed:
@@ -230,8 +239,8 @@ def _write_pairs(pairs: list[_Pair], kinds: list[str], folder: Path) -> None:
 
 def _show_all(pairs: list[_Pair]) -> None:
     "Print a table of pairs, the surest first."
-    ranked = sorted(pairs, key=lambda pair: -sum(pair.inliers))
-    rows = [(*pair.names, len(pair.matches), sum(pair.inliers)) for pair in ranked]
+    ranked = sorted(pairs, key=lambda pair: -pair.count)
+    rows = [(*pair.names, len(pair.matches), pair.count) for pair in ranked]
     columns = ("first", "second", "matches", "inliers")
     print_table({name: [row[i] for row in rows] for i, name in enumerate(columns)})
 
