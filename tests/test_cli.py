@@ -232,17 +232,18 @@ def test_a_student_learns_from_its_own_labels_without_pairs(tmp_path):
     assert refused.exit_code == 1 and "Begin with a checkpoint of phase 1" in refused.output
 
 
-def test_a_student_labels_but_cannot_match(tmp_path):
-    few = ("data.limit=3", "data.height=64", "data.width=96", "labels.teacher=spfpn-l")
+def test_a_student_labels_but_does_not_match_without_descriptors(tmp_path):
+    few = ("data.limit=3", "data.height=64", "data.width=96")
     few = [
         x
         for key in (*few, "labels.adaptation_views=2", "labels.adaptation_aggregate=mean")
         for x in ("-p", key)
     ]
-    refused = call("label", "--run", tmp_path, *few)
+    plain = save_checkpoint(SPFPN(channels=8), tmp_path / "plain.safetensors")
+    refused = call("label", "--run", tmp_path, *few, "-p", f"labels.teacher={plain}")
     assert refused.exit_code == 2 and "has no descriptors" in refused.output
     assert "phase2.targets=pseudo_labels" in refused.output
-    alone = ("-p", "phase2.targets=pseudo_labels")
+    alone = ("-p", "labels.teacher=spfpn-l", "-p", "phase2.targets=pseudo_labels")
     assert call("label", "--run", tmp_path, *few, *alone).exit_code == 0
     row = LabelStore(RunFolder(tmp_path).labels).row(0)
     assert row["teacher"] == "spfpn-l" and min(row["score"]) > 0.01, "no faint ones"
