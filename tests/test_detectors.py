@@ -425,6 +425,12 @@ def test_the_copy_that_detects_gives_what_the_checkpoint_gives(name):
     fast = optimize_for_inference(model)
     with torch.no_grad():
         assert torch.allclose(fast.heatmap(photo[None]), model.heatmap(photo[None]), atol=1e-5)
+        xy = 200 * torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+        ours, theirs = (
+            one.descriptor.sample(one.descriptor.dense(one.embed(photo[None])[0]), 0, xy)
+            for one in (fast, model)
+        )
+    assert torch.allclose(ours, theirs, atol=1e-4)
     kinds = [type(layer) for layer in fast.head.modules()]
     assert torch.nn.BatchNorm2d not in kinds and torch.nn.Conv2d in kinds
 

@@ -74,11 +74,8 @@ def overview(metrics, models):
     quality = summarize(rows[rows.protocol == "R1"]).query("split == 'all'").set_index("detector")
     named = ["repeatability@3", "repeatability@1", "localization_error"]
     table = [["detector", "at 3 px", "at 1 px", "error, px", "parameters"]]
-    for model in (
-        pd.read_csv(NBS / models)
-        .sort_values("detector", key=quality_order(quality))
-        .to_dict("records")
-    ):
+    known = pd.read_csv(NBS / models).query("detector in @quality.index")
+    for model in known.sort_values("detector", key=quality_order(quality)).to_dict("records"):
         found = [f"{quality.loc[model['detector'], metric]:.3f}" for metric in named]
         size = f"{int(model['parameters']):,}" if model["parameters"] > 0 else "–"
         table.append([f"`{model['detector']}`", *found, size])
@@ -104,10 +101,10 @@ def matching(metrics, times, models):
                 same = whole[(whole.protocol == protocol + matcher) & (whole["set"] == name)]
                 row = same[same.detector == model["detector"]]
                 found += [row[metric].item() if len(row) else None for metric in columns]
-            if found[0] is not None:
+            if None not in found:
                 size = f"{int(model['parameters']):,}" if model["parameters"] > 0 else "–"
                 who = f"`{model['detector']}`{' + LightGlue' * bool(matcher)}"
-                values = ["–" if value is None else f"{value:.3f}" for value in found]
+                values = [f"{value:.3f}" for value in found]
                 table.append([who, *values, size, f"{total[model['detector']]:.0f}"])
                 order.append(-found[0])
     heads = [head for columns in MATCHING.values() for head in columns.values()]

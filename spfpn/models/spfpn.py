@@ -390,9 +390,8 @@ def _fuse(layers: nn.Module) -> None:
     for (name, conv), (after, norm) in pairwise([*layers.named_children()]):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             layers.register_module(name, fuse_conv_bn_eval(conv, norm))
-            layers.register_module(
-                after, getattr(norm, "act", nn.Identity())
-            )  # timm has both in one
+            rest = getattr(norm, "act", nn.Identity())  # timm has both in one
+            layers.register_module(after, rest)
 
 
 @torch.no_grad()
